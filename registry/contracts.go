@@ -1,0 +1,123 @@
+package registry
+
+import (
+	"context"
+	"io"
+	"iter"
+	"os"
+)
+
+// A Source supplies blobs. Memory, disk, a peer, a bucket and an upstream are
+// Sources, and so is a tier of a near Store in front of a far Source.
+//
+// Open returns when the first bytes are at hand or certain to come, and not
+// later than ctx allows; ctx governs the whole life of the Blob. The caller
+// closes the Blob. Retries are the Source's own business; a caller does not
+// retry. Sources at the far end do not verify, they only carry: whoever
+// stores bytes verifies them (Stage.Commit), and a tier passes on no last byte
+// of a blob that has not been verified.
+//
+// Errors: ErrNotFound if the Source has no such blob, ErrInvalid for an Offset
+// past the end, or what the authority answered (ErrUnauthenticated, ErrDenied,
+// ErrLimited, ErrUnavailable); never ErrNotFound for a failure.
+type Source interface {
+	Open(ctx context.Context, w Want) (Blob, error)
+}
+
+// A Blob is an open run of bytes of one blob. It is used by one goroutine.
+//
+// Read and WriteTo end with io.EOF (WriteTo: nil) only when every byte of the
+// run has been given and, as far as this Source verifies, is right. Otherwise
+// they fail: with ErrCorrupt for bytes that turned out wrong, whereupon the
+// reader must treat all it has got as void and cut its own reader off.
+// WriteTo lets the kernel copy where it can (sendfile).
+type Blob interface {
+	io.Reader
+	io.WriterTo
+	io.Closer
+	// Descriptor is the whole blob's; its Size may be negative if even the
+	// upstream did not say.
+	Descriptor() Descriptor
+	// Span is the offset of the run and its length, which is negative exactly
+	// if the blob's size is unknown.
+	Span() (offset, length int64)
+	// Via says how the bytes came to be at hand.
+	Via() Via
+}
+
+// A Store is a Source that takes blobs too.
+//
+// Stage begins a blob. What is known of it beforehand is in expect: with a
+// Digest the bytes are hashed by its algorithm and must match; without one
+// they are hashed by SHA-256. With a Size (not negative) room for it is
+// reserved, and a different number of bytes is ErrCorrupt. Errors: ErrNoRoom
+// if the store cannot take it.
+type Store interface {
+	Source
+	Stage(ctx context.Context, expect Descriptor) (Stage, error)
+}
+
+// A Stage is a blob on its way into a Store. One goroutine writes it, commits
+// it and closes it; any number may ReadAt what has been written, from the
+// return of that Write until Close, and after a Commit too.
+//
+// Write hashes and stores; ErrNoRoom if there is no room. Commit verifies:
+// only after it has returned nil does Open find the blob, and it returns the
+// descriptor found. A mismatch is ErrCorrupt and leaves nothing. How durable
+// a committed blob is is the Store's own to say. Close frees what was not
+// committed; it must be called, and may be called twice.
+type Stage interface {
+	io.Writer
+	io.ReaderAt
+	Commit(ctx context.Context) (Descriptor, error)
+	io.Closer
+}
+
+// A FileStage is a Stage whose bytes are in a file from the first one on, so
+// that readers of a running fill can have the kernel copy them.
+type FileStage interface {
+	Stage
+	// File opens the staged bytes for one reader, who closes it. The file's
+	// length is not the blob's: read only what is known to be written.
+	File() (*os.File, error)
+}
+
+// Names keeps bindings: the only mutable truth weir has.
+//
+// Lookup gives ErrNotFound for a name that is not bound. Bind is
+// compare-and-swap: it succeeds only while the name's revision is old.Rev (a
+// zero old: while it is not bound), else ErrConflict; a zero new unbinds. It
+// returns the binding as kept, with its Rev. List gives the bound names of one
+// repository in the order of their Ref, those after the given one; with an
+// empty repo, those of the space in the order of Repo and Ref. How durable a
+// bound name is is the implementation's to say. All may be called at once.
+type Names interface {
+	Lookup(ctx context.Context, n Name) (Binding, error)
+	Bind(ctx context.Context, n Name, old, new Binding) (Binding, error)
+	List(ctx context.Context, space, repo, after string) iter.Seq2[Name, error]
+}
+
+// An Upstream is an authority behind this node: a registry, or the next tier.
+//
+// Resolve asks what a name stands for now. have is what is known already (zero
+// if nothing): if it still holds, the answer is have's Descriptor and
+// Validator again with a nil doc, at the cost of a HEAD or a 304 where the
+// upstream can do that. Else the answer is a new Binding, and doc, if not nil,
+// are its bytes (a manifest, a packument), which the caller reads once, closes
+// and verifies; with a nil doc they are to be had from Open. The Binding's
+// Digest may be empty if there is a doc, and is then what the doc hashes to.
+// Checked, Fresh and Rev are left to the caller.
+//
+// Errors are truthful: ErrNotFound only if the authority said so. The
+// Upstream does its own retries and keeps its own time limits within ctx's.
+type Upstream interface {
+	Source
+	Resolve(ctx context.Context, n Name, have Binding) (b Binding, doc io.ReadCloser, err error)
+}
+
+// A Guard decides whether a call may go on. Admit answers from memory: it must
+// not wait on the network or a disk. Errors: ErrUnauthenticated, ErrDenied,
+// ErrLimited.
+type Guard interface {
+	Admit(ctx context.Context, c *Call) error
+}

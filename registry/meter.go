@@ -1,0 +1,39 @@
+package registry
+
+import "time"
+
+// A Meter is told what happens. Its methods must not block and may be called
+// from any goroutine.
+type Meter interface {
+	// Request is one answered request: the protocol, the status, how long
+	// until its last byte, how many body bytes, and how it came about.
+	Request(space string, status int, took time.Duration, bytes int64, via Via)
+	// TierHit is one blob found in a tier.
+	TierHit(tier string)
+	// Fill is +1 when a fill from behind begins and -1 when it ends.
+	Fill(delta int)
+	// Collapsed is one reader that joined a running fill or question.
+	Collapsed()
+	// Upstream is one answer of an upstream; code 0 is no answer.
+	Upstream(upstream string, code int, took time.Duration)
+}
+
+// NoMeter is a Meter that forgets.
+type NoMeter struct{}
+
+var _ Meter = NoMeter{}
+
+// Request implements Meter.
+func (NoMeter) Request(string, int, time.Duration, int64, Via) {}
+
+// TierHit implements Meter.
+func (NoMeter) TierHit(string) {}
+
+// Fill implements Meter.
+func (NoMeter) Fill(int) {}
+
+// Collapsed implements Meter.
+func (NoMeter) Collapsed() {}
+
+// Upstream implements Meter.
+func (NoMeter) Upstream(string, int, time.Duration) {}
