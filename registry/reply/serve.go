@@ -1,0 +1,303 @@
+package reply
+
+import (
+	"errors"
+	"io"
+	"mime/multipart"
+	"net/http"
+	"net/textproto"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/weir-registry/weir/registry"
+)
+
+const (
+	// sliceBytes is how much is handed to the kernel before the write deadline
+	// moves: together with sliceTime, 35 KB/s is the slowest client there can
+	// be before it is cut off.
+	sliceBytes = 4 << 20
+	sliceTime  = 2 * time.Minute
+	// maxParts is how many ranges one request may ask; more get the whole.
+	maxParts = 16
+)
+
+// A Body is what Serve answers with.
+type Body struct {
+	// Descriptor gives the Content-Type (unless the header is set already) and
+	// the length; its Size may be negative, then it is learnt by opening.
+	Descriptor registry.Descriptor
+	// ETag is the strong entity tag, quoted; "" for none.
+	ETag string
+	// Blob is the whole run, opened already, or nil. Serve closes it.
+	Blob registry.Blob
+	// Open opens a run: a negative length is to the end, 0 for the descriptor
+	// alone. It is called if Blob is nil, or for a range. nil: no ranges.
+	Open func(offset, length int64) (registry.Blob, error)
+	// Ranges says that Range is honoured (RFC 9110 section 14).
+	Ranges bool
+}
+
+// Serve answers a GET or HEAD with b: 304 to a matching If-None-Match, 206 and
+// 416 to a Range, else 200. For a HEAD nothing is opened when the size is
+// known. It sets Cache-Status from the blob unless that has been set.
+//
+// An error is returned only while nothing has been written. After that Serve
+// panics with http.ErrAbortHandler, which ends the connection.
+func Serve(w http.ResponseWriter, r *http.Request, b Body) error {
+	s := serving{w: w, r: r, b: b, blob: b.Blob}
+	defer s.close()
+	h := w.Header()
+	if b.ETag != "" {
+		h.Set("ETag", b.ETag)
+	}
+	if b.Ranges {
+		h.Set("Accept-Ranges", "bytes")
+	}
+	if b.ETag != "" && Matches(r, b.ETag) {
+		s.via()
+		h.Del("Content-Length")
+		w.WriteHeader(http.StatusNotModified)
+		return nil
+	}
+	if h.Get("Content-Type") == "" && b.Descriptor.MediaType != "" {
+		h.Set("Content-Type", b.Descriptor.MediaType)
+	}
+	if r.Method == http.MethodHead {
+		return s.head()
+	}
+	ranges := ""
+	if b.Ranges && b.Open != nil && ifRange(r, b.ETag) {
+		ranges = r.Header.Get("Range")
+	}
+	if ranges == "" {
+		return s.whole()
+	}
+	return s.ranged(ranges)
+}
+
+// serving is one answer on its way out.
+type serving struct {
+	w    http.ResponseWriter
+	r    *http.Request
+	b    Body
+	blob registry.Blob // what is open, to be closed
+}
+
+func (s *serving) close() {
+	if s.blob != nil {
+		s.blob.Close()
+	}
+}
+
+// open makes s.blob a run of length bytes from offset on.
+func (s *serving) open(offset, length int64) error {
+	if s.b.Open == nil {
+		return registry.Errorf(registry.ErrUnavailable, "the blob cannot be opened twice")
+	}
+	s.close()
+	s.blob = nil
+	blob, err := s.b.Open(offset, length)
+	if err != nil {
+		return err
+	}
+	s.blob = blob
+	return nil
+}
+
+// size is the blob's, or negative if even opening it does not tell; it opens
+// the descriptor alone if nothing is open yet.
+func (s *serving) size() (int64, error) {
+	if s.b.Descriptor.Size >= 0 {
+		return s.b.Descriptor.Size, nil
+	}
+	if s.blob == nil {
+		if err := s.open(0, 0); err != nil {
+			return 0, err
+		}
+	}
+	return s.blob.Descriptor().Size, nil
+}
+
+func (s *serving) via() {
+	if s.blob != nil && s.w.Header().Get("Cache-Status") == "" {
+		Record(s.w, s.blob.Via())
+	}
+}
+
+func (s *serving) head() error {
+	size, err := s.size()
+	if err != nil {
+		return err
+	}
+	s.via()
+	if size >= 0 {
+		s.w.Header().Set("Content-Length", strconv.FormatInt(size, 10))
+	}
+	s.w.WriteHeader(http.StatusOK)
+	return nil
+}
+
+func (s *serving) whole() error {
+	if s.blob == nil {
+		if err := s.open(0, -1); err != nil {
+			return err
+		}
+	}
+	s.via()
+	if _, length := s.blob.Span(); length >= 0 {
+		s.w.Header().Set("Content-Length", strconv.FormatInt(length, 10))
+	}
+	s.w.WriteHeader(http.StatusOK)
+	s.body(s.w, s.blob)
+	return nil
+}
+
+func (s *serving) ranged(header string) error {
+	size, err := s.size()
+	if err != nil {
+		return err
+	}
+	if size < 0 {
+		return s.whole() // ranges of something of unknown length: RFC 9110 section 14.2 lets a server ignore them
+	}
+	spans, ok := parseRange(header, size)
+	switch {
+	case !ok || len(spans) > maxParts:
+		return s.whole() // not a valid bytes range: ignored, as section 14.2 demands
+	case len(spans) == 0:
+		s.via()
+		h := s.w.Header()
+		h.Set("Content-Range", "bytes */"+strconv.FormatInt(size, 10))
+		h.Del("Content-Type")
+		h.Set("Content-Length", "0")
+		s.w.WriteHeader(http.StatusRequestedRangeNotSatisfiable)
+		return nil
+	case len(spans) > 1:
+		return s.parts(spans, size)
+	}
+	if err := s.open(spans[0].offset, spans[0].length); err != nil {
+		return err
+	}
+	s.via()
+	h := s.w.Header()
+	h.Set("Content-Range", spans[0].contentRange(size))
+	h.Set("Content-Length", strconv.FormatInt(spans[0].length, 10))
+	s.w.WriteHeader(http.StatusPartialContent)
+	s.body(s.w, s.blob)
+	return nil
+}
+
+// parts answers several ranges as multipart/byteranges (RFC 9110 section 14.6).
+func (s *serving) parts(spans []span, size int64) error {
+	if err := s.open(spans[0].offset, spans[0].length); err != nil {
+		return err
+	}
+	s.via()
+	mediaType := s.w.Header().Get("Content-Type")
+	mw := multipart.NewWriter(s.w)
+	s.w.Header().Set("Content-Type", "multipart/byteranges; boundary="+mw.Boundary())
+	s.w.Header().Del("Content-Length")
+	s.w.WriteHeader(http.StatusPartialContent)
+	for i, sp := range spans {
+		if i > 0 {
+			if err := s.open(sp.offset, sp.length); err != nil {
+				panic(http.ErrAbortHandler)
+			}
+		}
+		part, err := mw.CreatePart(textproto.MIMEHeader{
+			"Content-Type":  {mediaType},
+			"Content-Range": {sp.contentRange(size)},
+		})
+		if err != nil {
+			panic(http.ErrAbortHandler)
+		}
+		s.body(part, s.blob)
+	}
+	if err := mw.Close(); err != nil {
+		panic(http.ErrAbortHandler)
+	}
+	return nil
+}
+
+// body copies all of blob to w, or ends the connection.
+func (s *serving) body(w io.Writer, blob registry.Blob) {
+	p := &pacer{w: w, rc: http.NewResponseController(s.w)}
+	_, length := blob.Span()
+	n, err := blob.WriteTo(p)
+	if err == nil && length >= 0 && n != length {
+		err = io.ErrUnexpectedEOF
+	}
+	if err == nil {
+		return
+	}
+	failed(s.w, err)
+	panic(http.ErrAbortHandler)
+}
+
+// pacer moves the connection's write deadline with what is written, and hands
+// files to the kernel in slices so that it can.
+type pacer struct {
+	w    io.Writer
+	rc   *http.ResponseController
+	last time.Time
+}
+
+func (p *pacer) extend() {
+	if now := time.Now(); now.Sub(p.last) > sliceTime/8 {
+		p.last = now
+		// A connection without deadlines (a test's recorder) has no slow end.
+		_ = p.rc.SetWriteDeadline(now.Add(sliceTime))
+	}
+}
+
+// Write implements io.Writer.
+func (p *pacer) Write(b []byte) (int, error) {
+	p.extend()
+	n, err := p.w.Write(b)
+	return n, gone(err)
+}
+
+// ReadFrom lets net/http use sendfile when src is a file or a part of one.
+func (p *pacer) ReadFrom(src io.Reader) (n int64, err error) {
+	rf, ok := p.w.(io.ReaderFrom)
+	lr, limited := src.(*io.LimitedReader)
+	if !ok || !limited {
+		p.extend()
+		return io.Copy(writerOnly{p}, src)
+	}
+	for lr.N > 0 {
+		p.extend()
+		slice := &io.LimitedReader{R: lr.R, N: min(lr.N, sliceBytes)}
+		m, err := rf.ReadFrom(slice)
+		n += m
+		lr.N -= m
+		if err != nil {
+			return n, gone(err)
+		}
+		if m == 0 {
+			return n, nil // the file ended early; the blob knows what that means
+		}
+	}
+	return n, nil
+}
+
+type writerOnly struct{ io.Writer }
+
+// errGone is a client that left or is too slow: not weir's failure.
+var errGone = errors.New("the client is gone")
+
+func gone(err error) error {
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return errors.Join(errGone, errors.New("it took nothing in two minutes"))
+	}
+	var kind *registry.Error
+	if errors.As(err, &kind) {
+		return err
+	}
+	return errors.Join(errGone, err)
+}
