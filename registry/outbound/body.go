@@ -1,0 +1,62 @@
+package outbound
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync/atomic"
+	"time"
+
+	"github.com/weir-registry/weir/registry"
+)
+
+// A body is a response's, with the idle timeout and with kinds for its errors.
+// Only the time spent waiting in Read counts.
+type body struct {
+	rc     io.ReadCloser
+	c      *Client
+	idle   time.Duration
+	timer  *time.Timer // cancels; runs only during a Read
+	silent atomic.Bool // the timer fired
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	url    string // for the log
+}
+
+// Read implements io.Reader.
+func (b *body) Read(p []byte) (int, error) {
+	if b.timer == nil {
+		b.timer = time.AfterFunc(b.idle, func() { b.silent.Store(true); b.cancel(errSilent) })
+	} else {
+		b.timer.Reset(b.idle)
+	}
+	n, err := b.rc.Read(p)
+	b.timer.Stop()
+	if err != nil && err != io.EOF {
+		err = b.failed(err)
+	}
+	return n, err
+}
+
+var errSilent = errors.New("nothing came within the idle limit")
+
+func (b *body) failed(err error) error {
+	public := b.c.o.Name + " broke off in the middle of an answer"
+	switch {
+	case b.silent.Load():
+		err = errSilent
+	case b.ctx.Err() != nil:
+		err, public = context.Cause(b.ctx), "the request was given up"
+	}
+	return &registry.Error{Kind: registry.ErrUnavailable, Text: b.c.o.Name + ": read " + b.url, Public: public, Err: err}
+}
+
+// Close implements io.Closer.
+func (b *body) Close() error {
+	if b.timer != nil {
+		b.timer.Stop()
+	}
+	err := b.rc.Close()
+	b.cancel(nil)
+	return err
+}
