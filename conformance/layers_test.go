@@ -21,21 +21,23 @@ const module = "github.com/weir-registry/weir"
 // rooms says which packages there are and what each may import of ours. It is
 // the table of docs/ in a form that fails.
 var rooms = map[string][]string{
-	"registry":          {},
-	"registry/names":    {"registry"},
-	"registry/entitle":  {"registry"},
-	"registry/gate":     {"registry"},
-	"registry/listen":   {"registry"},
-	"registry/steer":    {},
-	"registry/ops":      {"registry"},
-	"registry/reply":    {"registry"},
-	"registry/outbound": {"registry"},
-	"npm":               {"registry", "registry/gate", "registry/reply", "registry/outbound"},
-	"oci":               {"registry", "registry/gate", "registry/reply", "registry/outbound"},
-	"cachetiers":        {"registry"},
-	"cachetiers/origin": {"registry"},
-	"conformance":       {"registry"},
-	"conformance/lab":   {"registry"}, // starts real servers and clients for the suites
+	"registry":           {},
+	"registry/names":     {"registry"},
+	"registry/entitle":   {"registry"},
+	"registry/gate":      {"registry"},
+	"registry/listen":    {"registry"},
+	"registry/steer":     {},
+	"registry/ops":       {"registry"},
+	"registry/reply":     {"registry"},
+	"registry/outbound":  {"registry"},
+	"npm":                {"registry", "registry/gate", "registry/reply", "registry/outbound"},
+	"oci":                {"registry", "registry/gate", "registry/reply", "registry/outbound"},
+	"cachetiers":         {"registry"},
+	"cachetiers/origin":  {"registry"},
+	"conformance":        {"registry"},
+	"conformance/lab":    {"registry"}, // starts real servers and clients for the suites
+	"conformance/npmlab": {},           // a scripted npm registry
+	"conformance/bench":  {},           // weir beside nginx and distribution
 	"cmd/weir": {"registry", "registry/names", "registry/entitle", "registry/gate", "registry/listen", "registry/steer",
 		"registry/ops", "registry/reply", "registry/outbound", "npm", "oci", "cachetiers", "cachetiers/origin"},
 }

@@ -2,6 +2,7 @@ package npmlab
 
 import (
 	"bufio"
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
@@ -12,6 +13,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
+	"io"
 	"math/big"
 	"net"
 	"net/http"
@@ -159,7 +161,7 @@ func (t *TUF) tunnel(c net.Conn) {
 		resp := &http.Response{StatusCode: http.StatusNotFound, ProtoMajor: 1, ProtoMinor: 1, Request: req, Body: http.NoBody}
 		if doc, ok := t.files[req.URL.Path]; ok {
 			resp.StatusCode, resp.ContentLength = http.StatusOK, int64(len(doc))
-			resp.Body = readCloser(doc)
+			resp.Body = io.NopCloser(bytes.NewReader(doc))
 		}
 		if resp.Write(s) != nil {
 			return
