@@ -1,0 +1,187 @@
+package npm
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"io"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/klauspost/compress/gzip"
+
+	"github.com/weir-registry/weir/registry"
+	"github.com/weir-registry/weir/registry/reply"
+)
+
+const (
+	// gzipLevel: 40 MB of packument take a quarter of a second, once.
+	gzipLevel = 6
+	// maxUnkept is how many views may be made at once that are not kept.
+	maxUnkept = 4
+	// clientAge is for how long a client may use a packument without asking:
+	// long enough for one install, too short to hide that a version was
+	// published, deprecated or taken back.
+	clientAge = time.Minute
+)
+
+// A view is one form of a packument.
+type view struct {
+	corgi, gzip bool
+}
+
+// key names the view of one base in a binding's Ref; it changes when the rule
+// by which the bytes are made does.
+func (v view) key(base string) string { return v.tag() + "1/" + shortHash(base) }
+
+// tag tells representations and encodings apart in keys and entity tags.
+func (v view) tag() string {
+	tag := "full"
+	if v.corgi {
+		tag = "corgi"
+	}
+	if v.gzip {
+		tag += "-gzip"
+	}
+	return tag
+}
+
+func (v view) mediaType() string {
+	if v.corgi {
+		return mediaCorgi
+	}
+	return mediaJSON
+}
+
+// write makes the view of a packument.
+func (v view) write(doc io.Reader, w io.Writer, t target) error {
+	write := writeFull
+	if v.corgi {
+		write = writeCorgi
+	}
+	if !v.gzip {
+		return write(doc, w, t)
+	}
+	z, err := gzip.NewWriterLevel(w, gzipLevel)
+	if err != nil {
+		return err
+	}
+	if err := write(doc, z, t); err != nil {
+		return err
+	}
+	return z.Close()
+}
+
+// packument answers GET and HEAD of a package's document in the form and
+// encoding that the client prefers.
+func (h *handler) packument(w http.ResponseWriter, r *http.Request, q request) error {
+	w.Header().Set("Vary", "Accept, Accept-Encoding")
+	base, kept, err := h.base(r)
+	if err != nil {
+		return err
+	}
+	v := view{corgi: wantsCorgi(r.Header), gzip: wantsGzip(r.Header)}
+	call := h.call(r, registry.Name{Space: space, Repo: q.pkg})
+	// npm asks so before it changes a document: whole, and as it is now.
+	authority := r.URL.Query().Get("write") == "true"
+	if authority {
+		v.corgi, call.Since = false, time.Now()
+	}
+	_, via, err := h.o.Service.Resolve(r.Context(), &call)
+	if err != nil {
+		return err
+	}
+	if authority && via.Warning != "" {
+		return registry.Errorf(registry.ErrUnavailable, "%s", via.Warning)
+	}
+	t := target{base: base, pkg: q.pkg}
+	if !kept {
+		return h.unkeptView(w, r, &call, v, t)
+	}
+	b, blob, made, err := h.o.Service.View(r.Context(), &call, v.key(base), func(_ context.Context, doc registry.Blob, out io.Writer) (string, error) {
+		return v.mediaType(), v.write(doc, out, t)
+	})
+	if err != nil {
+		return truthful(err)
+	}
+	via = whence(via.Over(made))
+	reply.Record(w, via)
+	cacheFor(w.Header(), via, min(clientAge, h.o.Upstreams.Policy(call.Name).Fresh))
+	tag := etag(v.tag(), string(b.Digest))
+	if v.gzip && !reply.Matches(r, tag) {
+		w.Header().Set("Content-Encoding", "gzip")
+	}
+	w.Header().Set("Content-Type", v.mediaType())
+	return reply.Serve(w, r, reply.Body{Descriptor: b.Descriptor, ETag: tag, Blob: blob})
+}
+
+// unkeptView makes a view for one answer, of unknown length.
+func (h *handler) unkeptView(w http.ResponseWriter, r *http.Request, call *registry.Call, v view, t target) error {
+	select {
+	case h.unkept <- struct{}{}:
+		defer func() { <-h.unkept }()
+	default:
+		return registry.Errorf(registry.ErrUnavailable, "this node is called by more than %d names: set its public_url", maxBases)
+	}
+	doc, via, err := h.o.Service.Document(r.Context(), call)
+	if err != nil {
+		return truthful(err)
+	}
+	defer doc.Close()
+	v.gzip = false
+	reply.Record(w, whence(via))
+	cacheFor(w.Header(), via, min(clientAge, h.o.Upstreams.Policy(call.Name).Fresh))
+	tag := etag(v.tag(), string(call.Binding.Digest)+" "+t.base)
+	w.Header().Set("ETag", tag)
+	if reply.Matches(r, tag) {
+		w.WriteHeader(http.StatusNotModified)
+		return nil
+	}
+	w.Header().Set("Content-Type", v.mediaType())
+	w.WriteHeader(http.StatusOK)
+	if r.Method == http.MethodHead {
+		return nil
+	}
+	// The bytes are made as fast as the client takes them, within passTime.
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(passTime))
+	if err := v.write(doc, w, t); err != nil {
+		reply.Failed(w, err)
+		panic(http.ErrAbortHandler)
+	}
+	return nil
+}
+
+// etag is a strong entity tag for bytes of which of says all; tag keeps those
+// of different representations apart even where the bytes are the same.
+func etag(tag, of string) string {
+	sum := sha256.Sum256([]byte(of))
+	return `"` + tag + "-" + hex.EncodeToString(sum[:16]) + `"`
+}
+
+// cacheFor says for how long a client may use an answer without asking; not at
+// all if it is old because nothing newer was to be had.
+func cacheFor(h http.Header, via registry.Via, age time.Duration) {
+	if via.Warning != "" {
+		h.Set("Cache-Control", "public, no-cache")
+		return
+	}
+	h.Set("Cache-Control", "public, max-age="+strconv.Itoa(int(age/time.Second)))
+}
+
+// whence says that what was asked for behind came from there.
+func whence(via registry.Via) registry.Via {
+	if via.Fwd == "miss" {
+		via.Detail = "upstream"
+	}
+	return via
+}
+
+// truthful keeps a document or a view that is missing here from looking like a
+// package that is missing there: its name did resolve.
+func truthful(err error) error {
+	if registry.KindOf(err) != registry.ErrNotFound {
+		return err
+	}
+	return &registry.Error{Kind: registry.ErrUnavailable, Text: "a packument that resolved is gone", Public: "the package's document is being fetched again", Err: err}
+}
