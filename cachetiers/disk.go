@@ -1,0 +1,283 @@
+package cachetiers
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-registry/weir/registry"
+)
+
+// DiskOptions are a Disk's settings; the zero value is right but for Limit.
+type DiskOptions struct {
+	// Limit is the most bytes that committed blobs take, checksums included.
+	// Fills in flight come on top, together at most Limit again.
+	Limit int64
+	// Reserve is how many bytes of the file system are left free; 0: 64 MiB.
+	Reserve int64
+	// Reverify is after how long bytes that were checked are checked again
+	// when they are read; 0: 15 minutes. What is read for the first time since
+	// the start, or has been changed by someone else, is always checked.
+	Reverify time.Duration
+	Log      *slog.Logger
+}
+
+// Disk is a Store of blobs in a directory, one file each: the bytes, then a
+// CRC-32C for each 256 KiB of them, so that a flipped bit, a truncated or a
+// missing file is noticed without hashing whole blobs: what is read first is
+// checked first. A damaged blob is dropped and then not found.
+//
+// Files are renamed into place when their digest has been verified, and not
+// synced: after a power cut a file may be short or empty, which the checks
+// notice. It is a cache; nothing in it is the only copy. What is there when it
+// is opened is served again.
+type Disk struct {
+	root string
+	o    DiskOptions
+
+	mu       sync.Mutex
+	entries  map[digest.Digest]*entry // guarded by mu
+	order    sieve                    // guarded by mu
+	used     int64                    // guarded by mu; bytes of committed files
+	inFlight int64                    // guarded by mu; bytes reserved by stages
+	seq      uint64                   // guarded by mu; names for staged files
+}
+
+var _ registry.Store = (*Disk)(nil)
+
+// entry is one committed file.
+type entry struct {
+	digest       digest.Digest
+	size         int64 // of the file
+	used         bool  // guarded by Disk.mu; read since the hand last came by
+	newer, older *entry
+	checked      checked
+}
+
+// OpenDisk opens the store in directory root, which it makes if need be. The
+// caller sees to it that no other process uses it. Files left over from fills
+// that were cut off are removed.
+func OpenDisk(root string, o DiskOptions) (*Disk, error) {
+	if o.Limit <= 0 {
+		return nil, registry.Errorf(registry.ErrInvalid, "a disk tier needs a limit")
+	}
+	if o.Reserve <= 0 {
+		o.Reserve = 64 << 20
+	}
+	if o.Reverify <= 0 {
+		o.Reverify = 15 * time.Minute
+	}
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	d := &Disk{root: root, o: o, entries: make(map[digest.Digest]*entry)}
+	if err := os.RemoveAll(d.staging()); err != nil {
+		return nil, registry.Wrap(registry.ErrNoRoom, err, "clear the disk tier's unfinished files")
+	}
+	if err := os.MkdirAll(d.staging(), 0o700); err != nil {
+		return nil, registry.Wrap(registry.ErrNoRoom, err, "make the disk tier's directory")
+	}
+	if err := d.load(); err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.shrinkLocked(o.Limit)
+	return d, nil
+}
+
+func (d *Disk) staging() string { return filepath.Join(d.root, "staging") }
+
+// path is where a blob is: blobs/sha256/ab/abcdef….
+func (d *Disk) path(dg digest.Digest) string {
+	alg, hexes, _ := strings.Cut(string(dg), ":")
+	return filepath.Join(d.root, "blobs", alg, hexes[:2], hexes)
+}
+
+// load finds what an earlier run left, oldest first.
+func (d *Disk) load() error {
+	type found struct {
+		*entry
+		at time.Time
+	}
+	var all []found
+	top := filepath.Join(d.root, "blobs")
+	err := filepath.WalkDir(top, func(path string, de fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil || !de.Type().IsRegular() {
+			return err
+		}
+		info, err := de.Info()
+		if err != nil {
+			return nil // gone since, or unreadable: then it is not served either
+		}
+		alg := filepath.Base(filepath.Dir(filepath.Dir(path)))
+		dg := digest.Digest(alg + ":" + de.Name())
+		if !registry.ValidDigest(dg) || d.path(dg) != path {
+			d.o.Log.Warn("a file that is not a blob is in the disk tier", "path", path)
+			return nil
+		}
+		all = append(all, found{&entry{digest: dg, size: info.Size()}, info.ModTime()})
+		return nil
+	})
+	if err != nil {
+		return registry.Wrap(registry.ErrUnavailable, err, "read the disk tier")
+	}
+	slices.SortFunc(all, func(a, b found) int {
+		return cmp.Or(a.at.Compare(b.at), strings.Compare(string(a.digest), string(b.digest)))
+	})
+	for _, f := range all {
+		d.entries[f.digest] = f.entry
+		d.order.push(f.entry)
+		d.used += f.size
+	}
+	return nil
+}
+
+// Bytes is how much committed blobs take.
+func (d *Disk) Bytes() int64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.used
+}
+
+// Len is how many blobs there are.
+func (d *Disk) Len() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.entries)
+}
+
+// Open implements registry.Source.
+func (d *Disk) Open(_ context.Context, w registry.Want) (registry.Blob, error) {
+	d.mu.Lock()
+	e := d.entries[w.Digest]
+	if e != nil {
+		e.used = true
+	}
+	d.mu.Unlock()
+	if e == nil {
+		return nil, registry.Errorf(registry.ErrNotFound, "%s is not on disk", w.Digest)
+	}
+	b, err := d.openEntry(e, w)
+	if errors.Is(err, registry.ErrCorrupt) {
+		d.o.Log.Warn("damaged blob dropped", "digest", w.Digest, "err", err)
+		d.drop(e)
+		return nil, registry.Wrap(registry.ErrNotFound, &registry.Error{Kind: registry.ErrNotFound, Err: err}, "open "+string(w.Digest))
+	}
+	return b, err
+}
+
+// drop removes a blob that is damaged or gone.
+func (d *Disk) drop(e *entry) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.entries[e.digest] == e {
+		d.removeLocked(e)
+	}
+}
+
+// removeLocked takes e out of the index and off the disk. Readers that have it
+// open read on.
+func (d *Disk) removeLocked(e *entry) {
+	delete(d.entries, e.digest)
+	d.order.remove(e)
+	d.used -= e.size
+	if err := os.Remove(d.path(e.digest)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		d.o.Log.Error("remove a blob from the disk tier", "digest", e.digest, "err", err)
+	}
+}
+
+// shrinkLocked evicts until committed blobs take at most limit bytes.
+func (d *Disk) shrinkLocked(limit int64) {
+	for d.used > limit {
+		e := d.order.victim()
+		if e == nil {
+			return
+		}
+		d.removeLocked(e)
+	}
+}
+
+// reserve makes room for n more bytes of a stage that has reserved had so far.
+func (d *Disk) reserve(n, had int64) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.inFlight+n > d.o.Limit && d.inFlight > had {
+		return registry.Errorf(registry.ErrNoRoom, "fills in flight take the disk tier's limit of %d bytes already", d.o.Limit)
+	}
+	// Fills in flight are room that committed blobs give up beforehand, so that
+	// the limit holds when they are committed. A blob over the limit will not be
+	// kept, and nothing makes way for it.
+	if had+n <= d.o.Limit {
+		d.shrinkLocked(max(d.o.Limit-d.inFlight-n, 0))
+	}
+	for try := 0; ; try++ {
+		free, err := d.free()
+		if err != nil || free-d.o.Reserve >= n {
+			d.inFlight += n
+			return nil // what statfs cannot tell, the write will
+		}
+		if e := d.order.victim(); e != nil && try < 1024 {
+			d.removeLocked(e)
+			continue
+		}
+		return registry.Errorf(registry.ErrNoRoom, "the file system of the disk tier has %d bytes left, %d are to stay free", free, d.o.Reserve)
+	}
+}
+
+// free is how many bytes the file system has left for weir.
+func (d *Disk) free() (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(d.root, &st); err != nil {
+		return 0, err
+	}
+	return int64(st.Bavail) * st.Bsize, nil
+}
+
+func (d *Disk) unreserve(n int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.inFlight -= n
+}
+
+// admit puts a verified file in its place.
+func (d *Disk) admit(staged string, e *entry, reserved int64) error {
+	path := d.path(e.digest)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.inFlight -= reserved
+	if old := d.entries[e.digest]; old != nil {
+		d.removeLocked(old)
+	}
+	if e.size > d.o.Limit {
+		return os.Remove(staged) // passed through; those who read it read on
+	}
+	d.shrinkLocked(d.o.Limit - e.size)
+	err := os.Rename(staged, path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = os.MkdirAll(filepath.Dir(path), 0o700); err == nil {
+			err = os.Rename(staged, path)
+		}
+	}
+	if err != nil {
+		return registry.Wrap(registry.ErrNoRoom, err, "put "+string(e.digest)+" in its place")
+	}
+	d.entries[e.digest] = e
+	d.order.push(e)
+	d.used += e.size
+	return nil
+}

@@ -1,0 +1,162 @@
+package cachetiers
+
+import (
+	"context"
+	"errors"
+	"hash"
+	"hash/crc32"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync/atomic"
+	"syscall"
+
+	"github.com/weir-registry/weir/registry"
+)
+
+// reserveStep is by how much a stage of unknown size reserves room.
+const reserveStep = 4 << 20
+
+// Stage implements registry.Store.
+func (d *Disk) Stage(_ context.Context, expect registry.Descriptor) (registry.Stage, error) {
+	h, err := stageHash(expect)
+	if err != nil {
+		return nil, err
+	}
+	s := &diskStage{d: d, expect: expect, hash: h}
+	first := int64(reserveStep)
+	if expect.Size >= 0 {
+		first = fileSize(expect.Size)
+	}
+	if err := s.grow(first); err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	d.seq++
+	s.path = filepath.Join(d.staging(), strconv.FormatUint(d.seq, 36))
+	d.mu.Unlock()
+	s.f, err = os.OpenFile(s.path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		d.unreserve(s.reserved)
+		return nil, registry.Wrap(registry.ErrNoRoom, err, "begin a file in the disk tier")
+	}
+	return s, nil
+}
+
+// diskStage is a file being written.
+type diskStage struct {
+	d        *Disk
+	expect   registry.Descriptor
+	hash     hash.Hash
+	f        *os.File
+	path     string // "" once it is committed or removed
+	reserved int64
+	n        atomic.Int64 // bytes written; readers must not see the table behind them
+	sums     []uint32     // of full chunks
+	crc      uint32       // of the chunk that is not full yet
+	closed   bool
+}
+
+var _ registry.FileStage = (*diskStage)(nil)
+
+func (s *diskStage) grow(n int64) error {
+	if err := s.d.reserve(n, s.reserved); err != nil {
+		return err
+	}
+	s.reserved += n
+	return nil
+}
+
+// Write implements registry.Stage.
+func (s *diskStage) Write(p []byte) (int, error) {
+	if need := fileSize(s.n.Load() + int64(len(p))); need > s.reserved {
+		if err := s.grow(max(need-s.reserved, reserveStep)); err != nil {
+			return 0, err
+		}
+	}
+	n, err := s.f.Write(p)
+	if err != nil {
+		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+			return n, registry.Wrap(registry.ErrNoRoom, err, "write to the disk tier")
+		}
+		// A disk that fails is no reason for readers to go without.
+		return n, registry.Wrap(registry.ErrNoRoom, err, "the disk tier cannot be written")
+	}
+	s.hash.Write(p)
+	s.sum(p)
+	s.n.Add(int64(n))
+	return n, nil
+}
+
+// sum adds p to the checksums of its chunks.
+func (s *diskStage) sum(p []byte) {
+	at := s.n.Load() % chunkBytes
+	for len(p) > 0 {
+		part := p[:min(int64(len(p)), chunkBytes-at)]
+		s.crc = crc32.Update(s.crc, castagnoli(), part)
+		p = p[len(part):]
+		if at += int64(len(part)); at == chunkBytes {
+			s.sums = append(s.sums, s.crc)
+			s.crc, at = 0, 0
+		}
+	}
+}
+
+// ReadAt implements registry.Stage.
+func (s *diskStage) ReadAt(p []byte, off int64) (int, error) {
+	rest := s.n.Load() - off
+	if rest >= int64(len(p)) {
+		return s.f.ReadAt(p, off)
+	}
+	n, err := s.f.ReadAt(p[:max(rest, 0)], off)
+	if err == nil {
+		err = io.EOF
+	}
+	return n, err
+}
+
+// File implements registry.FileStage. The name in /proc still leads to the
+// file after it was renamed, evicted or removed.
+func (s *diskStage) File() (*os.File, error) {
+	return os.Open("/proc/self/fd/" + strconv.Itoa(int(s.f.Fd())))
+}
+
+// Commit implements registry.Stage.
+func (s *diskStage) Commit(context.Context) (registry.Descriptor, error) {
+	got, err := verify(s.expect, s.hash, s.n.Load())
+	if err != nil {
+		return registry.Descriptor{}, err
+	}
+	sums := s.sums
+	if s.n.Load()%chunkBytes != 0 {
+		sums = append(sums, s.crc)
+	}
+	if _, err := s.f.Write(appendTail(nil, got.Digest, sums, s.n.Load())); err != nil {
+		return registry.Descriptor{}, registry.Wrap(registry.ErrNoRoom, err, "write to the disk tier")
+	}
+	e := &entry{digest: got.Digest, size: fileSize(got.Size)}
+	if err := s.d.admit(s.path, e, s.reserved); err != nil {
+		s.reserved = 0
+		return registry.Descriptor{}, err
+	}
+	s.path, s.reserved = "", 0
+	// The state is taken after the rename, which changes ctime.
+	if info, err := s.f.Stat(); err == nil {
+		e.checked.fresh(sums, stateOf(info))
+	}
+	return got, nil
+}
+
+// Close implements registry.Stage.
+func (s *diskStage) Close() error {
+	if s.closed {
+		return nil
+	}
+	s.closed = true
+	if s.path != "" {
+		os.Remove(s.path)
+	}
+	s.d.unreserve(s.reserved)
+	return s.f.Close()
+}

@@ -1,0 +1,13 @@
+// Package cachetiers keeps blobs near: in memory, on disk, and in tiers that
+// put a near store in front of a far source.
+//
+// A [Tier] is the one mechanism. On a miss the far side is read once, however
+// many readers wait (a flight): bytes are staged in the near store, hashed as
+// they arrive, and every reader is fed from the stage at its own offset and
+// speed. A flight belongs to no reader. The last bytes of a blob are given to
+// nobody before its digest has been checked, so no reader ever holds a whole
+// blob that is wrong.
+//
+// [Memory] keeps small blobs, [Disk] large ones. Neither knows a protocol, or
+// who asks.
+package cachetiers

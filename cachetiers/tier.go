@@ -1,0 +1,267 @@
+package cachetiers
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/weir-registry/weir/registry"
+)
+
+// Options are a Tier's settings; the zero value is right.
+type Options struct {
+	// Name is the near store's, for metrics: "memory", "disk".
+	Name string
+	// Keep reports whether what w wants is to be kept near; what is not goes
+	// straight through. nil: everything is.
+	Keep func(w registry.Want) bool
+	// Linger is for how long a flight that no one reads any more goes on, so
+	// that a client that tries again finds it; 0: 30 s. One that is half done
+	// goes on to its end.
+	Linger time.Duration
+	// Orphans is how many flights may go on with no reader; 0: 32. Beyond it
+	// a flight ends with its last reader.
+	Orphans int
+	Meter   registry.Meter
+	Log     *slog.Logger
+}
+
+// A Tier is a near Store in front of a far Source, and is itself both, which
+// is how tiers nest. Blobs staged in a Tier go to the store farthest back.
+type Tier struct {
+	near registry.Store
+	far  registry.Source
+	o    Options
+
+	buffers sync.Pool // of *[]byte, fillBuffer long, for flights
+
+	mu      sync.Mutex
+	flights map[digest.Digest]*flight // guarded by mu; those that may be joined
+	orphans int                       // guarded by mu; flights without readers
+}
+
+var _ registry.Store = (*Tier)(nil)
+
+// NewTier puts near in front of far.
+func NewTier(near registry.Store, far registry.Source, o Options) *Tier {
+	if o.Linger <= 0 {
+		o.Linger = 30 * time.Second
+	}
+	if o.Orphans <= 0 {
+		o.Orphans = 32
+	}
+	if o.Meter == nil {
+		o.Meter = registry.NoMeter{}
+	}
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	return &Tier{near: near, far: far, o: o, flights: make(map[digest.Digest]*flight)}
+}
+
+// Stage implements registry.Store: new blobs go to the store farthest back,
+// and come near when they are read.
+func (t *Tier) Stage(ctx context.Context, expect registry.Descriptor) (registry.Stage, error) {
+	if far, ok := t.far.(registry.Store); ok {
+		return far.Stage(ctx, expect)
+	}
+	return t.near.Stage(ctx, expect)
+}
+
+// Open implements registry.Source. A blob that turns out damaged in the near
+// store while it is read is continued from the far side.
+func (t *Tier) Open(ctx context.Context, w registry.Want) (registry.Blob, error) {
+	if b, err := t.hit(ctx, w); b != nil || err != nil {
+		return b, err
+	}
+	if t.o.Keep != nil && !t.o.Keep(w) {
+		return t.far.Open(ctx, w)
+	}
+	f, b, joined := t.join(ctx, w)
+	if b != nil {
+		return b, nil
+	}
+	if w.Length == 0 && f == nil {
+		return t.far.Open(ctx, w)
+	}
+	b, err := f.open(ctx, w, joined)
+	if err == nil {
+		return b, nil
+	}
+	f.leave()
+	// A flight begun through another name may fail for reasons that are not
+	// this reader's: another upstream, other credentials. And one that found
+	// no room to stage in says nothing about the blob.
+	if ctx.Err() == nil && (f.noRoom() || joined && f.from != w.From) {
+		return t.direct(ctx, w)
+	}
+	return nil, err
+}
+
+// hit opens w in the near store: nil and nil for a miss.
+func (t *Tier) hit(ctx context.Context, w registry.Want) (registry.Blob, error) {
+	b, err := t.near.Open(ctx, w)
+	switch registry.KindOf(err) {
+	case nil:
+		if err == nil {
+			t.o.Meter.TierHit(t.o.Name)
+			return &healing{Blob: b, t: t, ctx: ctx, w: w}, nil
+		}
+	case registry.ErrNotFound:
+		return nil, nil
+	case registry.ErrInvalid:
+		return nil, err
+	}
+	t.o.Log.Warn("near store", "tier", t.o.Name, "digest", w.Digest, "err", err)
+	return nil, nil
+}
+
+// join finds the flight for w or begins one; or it finds the blob, if a flight
+// landed since the miss. For a Want of nothing but the descriptor no flight is
+// begun.
+func (t *Tier) join(ctx context.Context, w registry.Want) (f *flight, b registry.Blob, joined bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	f, joined = t.flights[w.Digest]
+	if !joined {
+		// A flight leaves the map only after its commit, so that one of the
+		// two has it. The lock makes the look-up of misses one at a time.
+		if b, _ := t.hit(ctx, w); b != nil {
+			return nil, b, false
+		}
+		if w.Length == 0 {
+			return nil, nil, false
+		}
+		f = newFlight(t, w)
+		t.flights[w.Digest] = f
+		ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+		f.cancel = cancel
+		go f.run(ctx, w)
+	}
+	if f.readers == 0 && joined {
+		t.orphans--
+		f.stopLinger()
+	}
+	f.readers++
+	f.use()
+	if joined {
+		t.o.Meter.Collapsed()
+	}
+	return f, nil, joined
+}
+
+// left is called with t.mu held when f's last reader is gone.
+func (t *Tier) leftLocked(f *flight) {
+	if f.landed {
+		return
+	}
+	t.orphans++
+	if t.orphans > t.o.Orphans {
+		t.abandonLocked(f)
+		return
+	}
+	f.linger = time.AfterFunc(t.o.Linger, func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if f.readers == 0 && !f.landed && !f.halfDone() {
+			t.abandonLocked(f)
+		}
+	})
+}
+
+// abandonLocked takes f out of the map before it is cancelled: who comes after
+// that begins anew instead of joining a flight that is about to fail.
+func (t *Tier) abandonLocked(f *flight) {
+	if t.flights[f.digest] == f {
+		delete(t.flights, f.digest)
+	}
+	f.cancel()
+}
+
+// land takes f out of the map; it has been committed, or has failed.
+func (t *Tier) land(f *flight) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.flights[f.digest] == f {
+		delete(t.flights, f.digest)
+	}
+	f.landed = true
+	f.stopLinger()
+	if f.readers == 0 {
+		t.orphans--
+	}
+}
+
+// healing continues a blob from the far side when the near store finds it
+// damaged; the near store has dropped it by then.
+type healing struct {
+	registry.Blob
+	t    *Tier
+	ctx  context.Context // Open's: it governs the blob's whole life
+	w    registry.Want
+	read int64
+}
+
+// heal reports whether b has been reopened behind what was read.
+func (b *healing) heal(err error) bool {
+	if registry.KindOf(err) != registry.ErrCorrupt || b.t == nil {
+		return false
+	}
+	w := b.w
+	w.Offset += b.read
+	if w.Length >= 0 {
+		w.Length -= b.read
+	}
+	if w.Length == 0 {
+		return false
+	}
+	b.t.o.Log.Warn("damaged blob, fetched anew", "tier", b.t.o.Name, "digest", w.Digest, "err", err)
+	next, err := b.t.Open(b.ctx, w)
+	if err != nil {
+		return false
+	}
+	b.Blob.Close()
+	// Keep what was said of the run as it was opened; one repair is enough.
+	b.Blob, b.t = &spanned{Blob: next, of: b.Blob}, nil
+	return true
+}
+
+// Read implements io.Reader.
+func (b *healing) Read(p []byte) (int, error) {
+	n, err := b.Blob.Read(p)
+	b.read += int64(n)
+	if n == 0 && err != nil && err != io.EOF && b.heal(err) {
+		return b.Read(p)
+	}
+	if n > 0 && registry.KindOf(err) == registry.ErrCorrupt {
+		err = nil // told again by the next Read
+	}
+	return n, err
+}
+
+// WriteTo implements io.WriterTo.
+func (b *healing) WriteTo(w io.Writer) (int64, error) {
+	n, err := b.Blob.WriteTo(w)
+	b.read += n
+	if err != nil && b.heal(err) {
+		m, err := b.Blob.WriteTo(w)
+		return n + m, err
+	}
+	return n, err
+}
+
+// spanned is a blob that answers for another's place.
+type spanned struct {
+	registry.Blob
+	of registry.Blob
+}
+
+// Span implements registry.Blob.
+func (b *spanned) Span() (int64, int64) { return b.of.Span() }
+
+// Via implements registry.Blob.
+func (b *spanned) Via() registry.Via { return b.of.Via() }
