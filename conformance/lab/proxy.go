@@ -109,10 +109,13 @@ func (p *Proxy) Down() {
 // Up listens again, on the same address.
 func (p *Proxy) Up() {
 	p.t.Helper()
-	l, err := net.Listen("tcp", p.Addr)
-	if err != nil {
-		p.t.Fatal(err)
-	}
+	var l net.Listener
+	// A child that is being started may hold the old listener until it has
+	// executed its program.
+	Eventually(p.t, 5*time.Second, "listen again", func() (err error) {
+		l, err = net.Listen("tcp", p.Addr)
+		return err
+	})
 	server := &http.Server{Handler: p}
 	p.mu.Lock()
 	p.server = server

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -53,15 +54,15 @@ func accepts(addr string) error {
 
 // FreeAddr is a loopback address on which nothing listens. Its port is below
 // the range from which the kernel takes ports by itself, so that it stays free
-// while a process is being restarted.
+// while a process is being restarted. It is found by asking and not by
+// listening: a listener would live on for a moment in any child that is being
+// started just then, and the address would be taken.
 func FreeAddr(t testing.TB) string {
 	t.Helper()
 	const low, high = 10240, 32000
 	for range 200 {
 		addr := fmt.Sprintf("127.0.0.1:%d", low+rand.IntN(high-low))
-		l, err := net.Listen("tcp", addr)
-		if err == nil {
-			l.Close()
+		if err := accepts(addr); errors.Is(err, syscall.ECONNREFUSED) {
 			return addr
 		}
 	}
