@@ -1,0 +1,588 @@
+package registry_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/weir-registry/weir/cachetiers"
+	"github.com/weir-registry/weir/registry"
+	"github.com/weir-registry/weir/registry/names"
+)
+
+// authority is an upstream with documents by name; its fields change between
+// calls of a test, never during one.
+type authority struct {
+	docs     map[registry.Name]string
+	fail     error         // every question fails
+	slow     time.Duration // every question takes this long
+	resolves atomic.Int64
+	docsSent atomic.Int64
+	opens    atomic.Int64
+}
+
+func (a *authority) Resolve(ctx context.Context, n registry.Name, have registry.Binding) (registry.Binding, io.ReadCloser, error) {
+	a.resolves.Add(1)
+	if a.slow > 0 {
+		select {
+		case <-time.After(a.slow):
+		case <-ctx.Done():
+			return registry.Binding{}, nil, ctx.Err()
+		}
+	}
+	if a.fail != nil {
+		return registry.Binding{}, nil, a.fail
+	}
+	doc, ok := a.docs[n]
+	if !ok {
+		return registry.Binding{}, nil, registry.Errorf(registry.ErrNotFound, "no such name")
+	}
+	d := registry.Descriptor{Digest: digest.FromString(doc), Size: int64(len(doc)), MediaType: "text/doc"}
+	if have.Digest == d.Digest {
+		return have, nil, nil
+	}
+	a.docsSent.Add(1)
+	return registry.Binding{Descriptor: d}, io.NopCloser(strings.NewReader(doc)), nil
+}
+
+func (a *authority) Open(_ context.Context, w registry.Want) (registry.Blob, error) {
+	a.opens.Add(1)
+	if a.fail != nil {
+		return nil, a.fail
+	}
+	for _, doc := range a.docs {
+		if digest.FromString(doc) == w.Digest && w.From.Ref != "" {
+			d := w.Descriptor
+			d.Size = int64(len(doc))
+			return registry.NewBytesBlob([]byte(doc), d, 0, -1, registry.Via{Fwd: "miss", Detail: "upstream"}), nil
+		}
+	}
+	return nil, registry.Errorf(registry.ErrNotFound, "no such blob")
+}
+
+// guard admits what deny does not name, and remembers what it was asked.
+type guard struct {
+	deny  error
+	mu    sync.Mutex
+	calls []registry.Call
+}
+
+func (g *guard) Admit(_ context.Context, c *registry.Call) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.calls = append(g.calls, *c)
+	return g.deny
+}
+
+type fixture struct {
+	*registry.Service
+	up    *authority
+	guard *guard
+	names *names.Memory
+}
+
+func newFixture() *fixture {
+	f := &fixture{up: &authority{docs: map[registry.Name]string{}}, guard: &guard{}, names: &names.Memory{}}
+	f.Service = &registry.Service{
+		Names: f.names,
+		Blobs: cachetiers.NewTier(new(cachetiers.Memory), f.up, cachetiers.Options{}),
+		Guard: f.guard,
+		Spaces: map[string]registry.Space{"oci": {
+			Upstream: f.up,
+			Policy: func(n registry.Name) registry.Policy {
+				if strings.HasPrefix(n.Ref, "sha256:") {
+					return registry.Policy{Fresh: time.Hour, Stale: time.Hour}
+				}
+				return registry.Policy{Fresh: time.Minute, Refresh: time.Minute, Stale: time.Hour, Negative: 10 * time.Second, MaxDoc: 1000}
+			},
+			// A document lists the words that begin with "sha256:".
+			Lists: func(_ registry.Name, _ registry.Binding, doc io.Reader) (held []registry.Held, err error) {
+				b, err := io.ReadAll(doc)
+				if bytes.Contains(b, []byte("nonsense")) {
+					return nil, registry.Errorf(registry.ErrInvalid, "nonsense")
+				}
+				for _, word := range strings.Fields(string(b)) {
+					if strings.HasPrefix(word, "sha256:") {
+						held = append(held, registry.Held{Ref: word, Descriptor: registry.Descriptor{Digest: digest.Digest(word), Size: 7}})
+					}
+				}
+				return held, err
+			},
+		}},
+	}
+	return f
+}
+
+var latest = registry.Name{Space: "oci", Repo: "r", Ref: "latest"}
+
+// get reads latest's document.
+func (f *fixture) get(t *testing.T, n registry.Name) (string, registry.Via) {
+	t.Helper()
+	doc, via, err := f.getErr(n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return doc, via
+}
+
+func (f *fixture) getErr(n registry.Name) (string, registry.Via, error) {
+	b, via, err := f.Document(context.Background(), &registry.Call{Action: registry.Pull, Name: n})
+	if err != nil {
+		return "", via, err
+	}
+	defer b.Close()
+	doc, err := io.ReadAll(b)
+	return string(doc), via, err
+}
+
+func (f *fixture) wantResolves(t *testing.T, n int64, when string) {
+	t.Helper()
+	if got := f.up.resolves.Load(); got != n {
+		t.Errorf("%s: the upstream was asked %d times, want %d", when, got, n)
+	}
+}
+
+// pass lets fake time pass; it is for use in a synctest bubble alone.
+func pass(d time.Duration) { <-time.After(d) }
+
+func TestFreshThenStale(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture()
+		f.up.docs[latest] = "one"
+		if doc, via := f.get(t, latest); doc != "one" || via.String() != "weir; fwd=miss; detail=memory" && via.Fwd != "miss" {
+			t.Errorf("cold: %q %v", doc, via)
+		}
+		pass(59 * time.Second)
+		if _, via := f.get(t, latest); !via.Hit() || via.Stale != 0 {
+			t.Errorf("fresh: %v", via)
+		}
+		f.wantResolves(t, 1, "while fresh")
+
+		// Just stale: the old answer at once, the new one the next time.
+		f.up.docs[latest] = "two"
+		pass(2 * time.Second)
+		if doc, via := f.get(t, latest); doc != "one" || !via.Hit() || via.Stale == 0 {
+			t.Errorf("just stale: %q %v", doc, via)
+		}
+		synctest.Wait()
+		if doc, via := f.get(t, latest); doc != "two" || !via.Hit() || via.Stale != 0 {
+			t.Errorf("refreshed: %q %v", doc, via)
+		}
+		f.wantResolves(t, 2, "refreshed in the background")
+
+		// Long stale: the new answer, waited for.
+		f.up.docs[latest] = "three"
+		pass(10 * time.Minute)
+		if doc, via := f.get(t, latest); doc != "three" || via.Fwd != "stale" {
+			t.Errorf("long stale: %q %v", doc, via)
+		}
+		sent := f.up.docsSent.Load()
+		pass(10 * time.Minute)
+		if doc, _ := f.get(t, latest); doc != "three" || f.up.docsSent.Load() != sent {
+			t.Errorf("unchanged: %q, sent again", doc)
+		}
+		f.wantResolves(t, 4, "revalidated twice")
+	})
+}
+
+func TestOneQuestionForManyClients(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture()
+		f.up.docs[latest] = "one"
+		f.up.slow = time.Second
+		var wg sync.WaitGroup
+		for range 50 {
+			wg.Go(func() {
+				if doc, _, err := f.getErr(latest); doc != "one" || err != nil {
+					t.Errorf("%q, %v", doc, err)
+				}
+			})
+		}
+		wg.Wait()
+		f.wantResolves(t, 1, "cold, 50 clients")
+	})
+}
+
+// TestFirstClientLeaves: the question goes on for the others.
+func TestFirstClientLeaves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture()
+		f.up.docs[latest] = "one"
+		f.up.slow = 2 * time.Second
+		ctx, cancel := context.WithCancel(context.Background())
+		left := make(chan error)
+		go func() {
+			_, _, err := f.Resolve(ctx, &registry.Call{Name: latest})
+			left <- err
+		}()
+		pass(time.Second)
+		second := make(chan string)
+		go func() { doc, _, _ := f.getErr(latest); second <- doc }()
+		synctest.Wait()
+		cancel()
+		if err := <-left; !errors.Is(err, registry.ErrUnavailable) {
+			t.Errorf("who left got %v", err)
+		}
+		if doc := <-second; doc != "one" {
+			t.Errorf("who stayed got %q", doc)
+		}
+		f.wantResolves(t, 1, "one left, one stayed")
+	})
+}
+
+func TestStaleIfError(t *testing.T) {
+	for _, kind := range []error{registry.ErrUnavailable, registry.ErrLimited, registry.ErrDenied, registry.ErrUnauthenticated} {
+		t.Run(kind.Error(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFixture()
+				f.up.docs[latest] = "one"
+				f.get(t, latest)
+				f.up.fail = registry.Errorf(kind, "upstream says no")
+				pass(10 * time.Minute)
+				doc, via := f.get(t, latest)
+				if doc != "one" || via.Warning == "" || via.Stale == 0 {
+					t.Errorf("%q %+v", doc, via)
+				}
+				f.wantResolves(t, 2, "failed once")
+				f.get(t, latest)
+				f.wantResolves(t, 2, "right after a failure")
+				pass(6 * time.Second)
+				f.get(t, latest)
+				f.wantResolves(t, 3, "a while after a failure")
+
+				// Something unknown fails as the upstream did, and not as if it
+				// did not exist.
+				if _, _, err := f.getErr(registry.Name{Space: "oci", Repo: "r", Ref: "unknown"}); !errors.Is(err, kind) || errors.Is(err, registry.ErrNotFound) {
+					t.Errorf("unknown name: %v", err)
+				}
+				// There is an end to it.
+				pass(2 * time.Hour)
+				if _, _, err := f.getErr(latest); err == nil {
+					t.Error("served after the stale time")
+				}
+				f.up.fail = nil
+				pass(6 * time.Second)
+				if doc, via := f.get(t, latest); doc != "one" || via.Warning != "" {
+					t.Errorf("recovered: %q %+v", doc, via)
+				}
+			})
+		})
+	}
+}
+
+// TestHangingUpstream: who could have an old answer gets it within seconds, and
+// who could not gets an error before its own patience ends.
+func TestHangingUpstream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture()
+		f.up.docs[latest] = "one"
+		f.get(t, latest)
+		f.up.slow = time.Hour
+		pass(10 * time.Minute)
+		start := time.Now()
+		if doc, via := f.get(t, latest); doc != "one" || via.Warning == "" {
+			t.Errorf("%q %+v", doc, via)
+		}
+		if took := time.Since(start); took > 4*time.Second {
+			t.Errorf("an old answer took %v", took)
+		}
+		start = time.Now()
+		_, _, err := f.getErr(registry.Name{Space: "oci", Repo: "r", Ref: "unknown"})
+		if !errors.Is(err, registry.ErrUnavailable) || registry.RetryAfter(err) == 0 {
+			t.Errorf("no answer at all: %v", err)
+		}
+		if took := time.Since(start); took > 25*time.Second {
+			t.Errorf("an error took %v", took)
+		}
+		pass(time.Hour)
+	})
+}
+
+func TestRetryAfterIsKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture()
+		f.up.fail = &registry.Error{Kind: registry.ErrLimited, After: 30 * time.Second}
+		for range 5 {
+			if _, _, err := f.getErr(latest); !errors.Is(err, registry.ErrLimited) || registry.RetryAfter(err) != 30*time.Second {
+				t.Fatalf("%v, after %v", err, registry.RetryAfter(err))
+			}
+		}
+		f.wantResolves(t, 1, "while it is limited")
+		pass(31 * time.Second)
+		f.getErr(latest)
+		f.wantResolves(t, 2, "after the time it named")
+		// Hours are not believed.
+		f.up.fail = &registry.Error{Kind: registry.ErrLimited, After: 6 * time.Hour}
+		pass(31 * time.Second)
+		f.getErr(latest)
+		pass(61 * time.Second)
+		f.up.fail = nil
+		f.up.docs[latest] = "one"
+		f.get(t, latest)
+	})
+}
+
+func TestNotFoundIsRememberedBriefly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture()
+		for range 3 {
+			if _, _, err := f.getErr(latest); !errors.Is(err, registry.ErrNotFound) {
+				t.Fatal(err)
+			}
+		}
+		f.wantResolves(t, 1, "remembered")
+		f.up.docs[latest] = "one"
+		// Who knows that it must be there is not told the old answer.
+		b, _, err := f.Resolve(context.Background(), &registry.Call{Name: latest, Since: time.Now()})
+		if err != nil || b.Size != 3 {
+			t.Errorf("%+v, %v", b, err)
+		}
+	})
+}
+
+// TestTakenBack: a name that the authority no longer has is not served when
+// the authority is gone.
+func TestTakenBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture()
+		f.up.docs[latest] = "one"
+		f.get(t, latest)
+		delete(f.up.docs, latest)
+		pass(10 * time.Minute)
+		if _, _, err := f.getErr(latest); !errors.Is(err, registry.ErrNotFound) {
+			t.Errorf("taken back: %v", err)
+		}
+		pass(10 * time.Minute)
+		f.up.fail = registry.Errorf(registry.ErrUnavailable, "gone")
+		if _, _, err := f.getErr(latest); !errors.Is(err, registry.ErrUnavailable) {
+			t.Errorf("taken back, then gone: %v", err)
+		}
+	})
+}
+
+func TestSinceAsksOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture()
+		f.up.docs[latest] = "one"
+		f.get(t, latest)
+		f.up.docs[latest] = "two"
+		pass(10 * time.Second)
+		for range 3 {
+			b, _, err := f.Resolve(context.Background(), &registry.Call{Name: latest, Since: time.Now().Add(-5 * time.Second)})
+			if err != nil || b.Digest != digest.FromString("two") {
+				t.Errorf("%+v, %v", b, err)
+			}
+		}
+		f.wantResolves(t, 2, "asked for something newer three times")
+	})
+}
+
+// TestGuard: nobody unentitled makes weir ask, or learns what there is; and
+// the guard sees the binding before anything is opened.
+func TestGuard(t *testing.T) {
+	f := newFixture()
+	f.up.docs[latest] = "one"
+	f.guard.deny = registry.Errorf(registry.ErrDenied, "no")
+	c := &registry.Call{Name: latest}
+	if _, _, err := f.Document(context.Background(), c); !errors.Is(err, registry.ErrDenied) {
+		t.Fatal(err)
+	}
+	f.wantResolves(t, 0, "denied")
+	f.guard.deny = nil
+	f.get(t, latest)
+	f.guard.calls = nil
+	f.get(t, latest)
+	if n := len(f.guard.calls); n != 2 || !f.guard.calls[0].Binding.Zero() || f.guard.calls[1].Binding.Digest != digest.FromString("one") {
+		t.Errorf("the guard saw %+v", f.guard.calls)
+	}
+	// What is here already is no more open than what is not.
+	f.guard.deny = registry.Errorf(registry.ErrDenied, "no")
+	_, _, cached := f.Document(context.Background(), &registry.Call{Name: latest})
+	_, _, unknown := f.Document(context.Background(), &registry.Call{Name: registry.Name{Space: "oci", Repo: "r", Ref: "x"}})
+	if fmt.Sprint(cached) != fmt.Sprint(unknown) {
+		t.Errorf("denied differently: %v, %v", cached, unknown)
+	}
+	f.guard.deny = nil
+	b, _, err := f.Resolve(context.Background(), &registry.Call{Name: latest})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.guard.deny = registry.Errorf(registry.ErrDenied, "no longer")
+	if _, err := f.Open(context.Background(), &registry.Call{Name: latest, Binding: b}, 0, -1); !errors.Is(err, registry.ErrDenied) {
+		t.Errorf("opened after the right was gone: %v", err)
+	}
+}
+
+func TestDocumentListsWhatItsRepositoryHolds(t *testing.T) {
+	f := newFixture()
+	inner := "inner " + string(digest.FromString("leaf"))
+	f.up.docs[latest] = "outer " + string(digest.FromString(inner))
+	innerName := registry.Name{Space: "oci", Repo: "r", Ref: string(digest.FromString(inner))}
+	f.get(t, latest)
+	if _, err := f.names.Lookup(context.Background(), innerName); err != nil {
+		t.Fatalf("the child was not bound: %v", err)
+	}
+	leaf := registry.Name{Space: "oci", Repo: "r", Ref: string(digest.FromString("leaf"))}
+	if _, err := f.names.Lookup(context.Background(), leaf); err == nil {
+		t.Fatal("the grandchild was bound before the child was read")
+	}
+	f.up.docs[registry.Name{Space: "oci", Repo: "r", Ref: "z"}] = inner // has it by digest
+	asked := f.up.resolves.Load()
+	b, err := f.names.Lookup(context.Background(), innerName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Size = int64(len(inner))
+	if _, err := f.names.Bind(context.Background(), innerName, b, b); err != nil {
+		t.Fatal(err)
+	}
+	f.get(t, innerName)
+	if _, err := f.names.Lookup(context.Background(), leaf); err != nil {
+		t.Errorf("the grandchild is not bound: %v", err)
+	}
+	f.wantResolves(t, asked, "a child that is held")
+	opens := f.up.opens.Load()
+	f.get(t, innerName)
+	if f.up.opens.Load() != opens {
+		t.Error("the child was fetched twice")
+	}
+	other := registry.Name{Space: "oci", Repo: "other", Ref: innerName.Ref}
+	if _, _, err := f.getErr(other); !errors.Is(err, registry.ErrNotFound) {
+		t.Errorf("a digest was readable through a repository that does not hold it: %v", err)
+	}
+}
+
+func TestDocumentThatMakesNoSenseIsPassedOn(t *testing.T) {
+	f := newFixture()
+	f.up.docs[latest] = "nonsense sha256:x"
+	if doc, _ := f.get(t, latest); doc != "nonsense sha256:x" {
+		t.Errorf("%q", doc)
+	}
+}
+
+func TestDocumentLimits(t *testing.T) {
+	f := newFixture()
+	f.up.docs[latest] = strings.Repeat("x", 1000)
+	f.get(t, latest)
+	big := registry.Name{Space: "oci", Repo: "r", Ref: "big"}
+	f.up.docs[big] = strings.Repeat("x", 1001)
+	if _, _, err := f.getErr(big); !errors.Is(err, registry.ErrTooLarge) {
+		t.Errorf("one byte over: %v", err)
+	}
+}
+
+// TestEvictedDocument: a document that is in no tier and cannot be had by
+// digest is asked for by name.
+func TestEvictedDocument(t *testing.T) {
+	f := newFixture()
+	packument := registry.Name{Space: "oci", Repo: "p"}
+	f.up.docs[packument] = "doc"
+	f.get(t, packument)
+	f.Blobs = cachetiers.NewTier(new(cachetiers.Memory), f.up, cachetiers.Options{})
+	if doc, _ := f.get(t, packument); doc != "doc" {
+		t.Errorf("%q", doc)
+	}
+	f.wantResolves(t, 2, "evicted")
+}
+
+func TestView(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture()
+		f.up.docs[latest] = "one"
+		var made atomic.Int64
+		view := func() (string, registry.Binding) {
+			c := &registry.Call{Name: latest}
+			if _, _, err := f.Resolve(context.Background(), c); err != nil {
+				t.Fatal(err)
+			}
+			vb, b, _, err := f.View(context.Background(), c, "upper", func(_ context.Context, doc registry.Blob, w io.Writer) (string, error) {
+				made.Add(1)
+				pass(time.Second)
+				d, err := io.ReadAll(doc)
+				if err == nil {
+					_, err = w.Write(bytes.ToUpper(d))
+				}
+				return "text/upper", err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer b.Close()
+			got, err := io.ReadAll(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return string(got), vb
+		}
+		var wg sync.WaitGroup
+		for range 20 {
+			wg.Go(func() {
+				if got, vb := view(); got != "ONE" || vb.MediaType != "text/upper" || vb.Digest != digest.FromString("ONE") {
+					t.Errorf("%q %+v", got, vb)
+				}
+			})
+		}
+		wg.Wait()
+		if made.Load() != 1 {
+			t.Errorf("made %d times for 20 readers", made.Load())
+		}
+		f.up.docs[latest] = "two"
+		pass(10 * time.Minute)
+		if got, _ := view(); got != "TWO" || made.Load() != 2 {
+			t.Errorf("%q, made %d times", got, made.Load())
+		}
+		// Evicted, document and view: both are had again.
+		f.Blobs = cachetiers.NewTier(new(cachetiers.Memory), f.up, cachetiers.Options{})
+		if got, _ := view(); got != "TWO" {
+			t.Errorf("%q", got)
+		}
+	})
+}
+
+func TestCorruptDocument(t *testing.T) {
+	f := newFixture()
+	f.Spaces["oci"] = registry.Space{Policy: f.Spaces["oci"].Policy, Upstream: liar{f.up}}
+	if _, _, err := f.getErr(latest); !errors.Is(err, registry.ErrCorrupt) {
+		t.Errorf("%v", err)
+	}
+	if _, err := f.names.Lookup(context.Background(), latest); err == nil {
+		t.Error("a name stands for bytes that failed verification")
+	}
+}
+
+// liar sends other bytes than it announces.
+type liar struct{ *authority }
+
+func (liar) Resolve(context.Context, registry.Name, registry.Binding) (registry.Binding, io.ReadCloser, error) {
+	return registry.Binding{Descriptor: registry.Descriptor{Digest: digest.FromString("one"), Size: 3}}, io.NopCloser(strings.NewReader("two")), nil
+}
+
+func TestBindingOfAnotherUpstream(t *testing.T) {
+	f := newFixture()
+	f.up.docs[latest] = "one"
+	f.get(t, latest)
+	sp := f.Spaces["oci"]
+	sp.Owns = func(registry.Name, registry.Binding) bool { return false }
+	f.Spaces["oci"] = sp
+	f.up.docs[latest] = "two"
+	if doc, _ := f.get(t, latest); doc != "two" {
+		t.Errorf("%q is the other upstream's", doc)
+	}
+}
+
+func TestUnknownSpace(t *testing.T) {
+	f := newFixture()
+	if _, _, err := f.getErr(registry.Name{Space: "pypi", Repo: "r"}); !errors.Is(err, registry.ErrNotFound) {
+		t.Errorf("%v", err)
+	}
+}
