@@ -67,7 +67,7 @@ func New(o Options) (*Client, error) {
 	if o.Base.User != nil || o.Base.RawQuery != "" || o.Base.Fragment != "" {
 		return nil, registry.Errorf(registry.ErrInvalid, "upstream %q: the address must not have a user, a query or a fragment", o.Name)
 	}
-	allowed, err := parsePatterns(o.Redirects)
+	allowed, err := ParseHosts(o.Redirects)
 	if err != nil {
 		return nil, registry.Wrap(registry.ErrInvalid, err, "upstream "+o.Name)
 	}
@@ -82,7 +82,7 @@ func New(o Options) (*Client, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	c := &Client{o: o, rt: o.Transport, dials: dialer{base: hostPort(&base), allowed: allowed}}
+	c := &Client{o: o, rt: o.Transport, dials: dialer{base: HostPort(&base), allowed: allowed}}
 	if c.rt == nil {
 		c.rt = c.transport()
 	}
@@ -225,7 +225,7 @@ func redirected(req *http.Request, resp *http.Response) (*http.Request, error) {
 	to.User, to.Fragment, to.RawFragment = nil, "", ""
 	next := req.Clone(req.Context())
 	next.URL, next.Host = to, ""
-	if to.Scheme != req.URL.Scheme || hostPort(to) != hostPort(req.URL) {
+	if to.Scheme != req.URL.Scheme || HostPort(to) != HostPort(req.URL) {
 		for _, secret := range []string{"Authorization", "Cookie", "Cookie2", "Proxy-Authorization", "Www-Authenticate"} {
 			next.Header.Del(secret)
 		}
@@ -285,8 +285,8 @@ func (c *Client) unanswered(req *http.Request, err error) error {
 	return &registry.Error{Kind: registry.ErrUnavailable, Text: c.o.Name + ": " + req.Method + " " + req.URL.Redacted(), Public: public, Err: err}
 }
 
-// hostPort is u's host and port, the scheme's own if none is written.
-func hostPort(u *url.URL) string {
+// HostPort is u's host and port, the scheme's own if none is written.
+func HostPort(u *url.URL) string {
 	port := u.Port()
 	if port == "" {
 		port = "80"

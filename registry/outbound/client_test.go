@@ -197,7 +197,7 @@ func TestRebinding(t *testing.T) {
 
 func TestPatterns(t *testing.T) {
 	d := func(list ...string) dialer {
-		p, err := parsePatterns(list)
+		p, err := ParseHosts(list)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -220,7 +220,7 @@ func TestPatterns(t *testing.T) {
 		}
 	}
 	for _, bad := range []string{"", "*", "*.", "a*b", "http://x.test", "x.test/", "x.test:", "x.test:a", "x.test:1*", "a b", "[::1", "u@h"} {
-		if _, err := parsePatterns([]string{bad}); !errors.Is(err, registry.ErrInvalid) {
+		if _, err := ParseHosts([]string{bad}); !errors.Is(err, registry.ErrInvalid) {
 			t.Errorf("%q: %v", bad, err)
 		}
 	}

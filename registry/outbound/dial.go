@@ -14,7 +14,7 @@ import (
 // A dialer connects to the base, to what is listed, and to public addresses.
 type dialer struct {
 	base    string // host:port
-	allowed []pattern
+	allowed Hosts
 }
 
 // dial implements http.Transport's DialContext. Connections are pooled by the
@@ -33,16 +33,7 @@ func (d dialer) trusts(addr string) bool {
 	if strings.EqualFold(addr, d.base) {
 		return true
 	}
-	host, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		return false
-	}
-	for _, p := range d.allowed {
-		if p.matches(strings.ToLower(host), port) {
-			return true
-		}
-	}
-	return false
+	return d.allowed.Has(addr)
 }
 
 // publicOnly is net.Dialer's Control: it sees the address that is about to be
@@ -100,22 +91,40 @@ func Public(a netip.Addr) bool {
 	return true
 }
 
-// A pattern is one entry of Options.Redirects, in lower case.
+// Hosts are host patterns as [Options].Redirects describes them.
+type Hosts []pattern
+
+// A pattern is one of Hosts, in lower case.
 type pattern struct {
 	host string // with a leading "." for a wildcard
 	port string // "" for 80 and 443, "*" for any
 }
 
-func parsePatterns(list []string) ([]pattern, error) {
-	var out []pattern
+// ParseHosts parses patterns, or says which makes no sense.
+func ParseHosts(list []string) (Hosts, error) {
+	var out Hosts
 	for _, s := range list {
 		p, ok := parsePattern(s)
 		if !ok {
-			return nil, registry.Errorf(registry.ErrInvalid, "redirect %q is not a host, host:port, host:* or *.host", s)
+			return nil, registry.Errorf(registry.ErrInvalid, "%q is not a host, host:port, host:* or *.host", s)
 		}
 		out = append(out, p)
 	}
 	return out, nil
+}
+
+// Has reports whether addr, a host and a port, matches one of the patterns.
+func (hs Hosts) Has(addr string) bool {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return false
+	}
+	for _, p := range hs {
+		if p.matches(strings.ToLower(host), port) {
+			return true
+		}
+	}
+	return false
 }
 
 func parsePattern(s string) (pattern, bool) {

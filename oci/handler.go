@@ -1,0 +1,299 @@
+package oci
+
+import (
+	"encoding/json"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+
+	"github.com/distribution/distribution/v3/registry/api/errcode"
+	"github.com/gorilla/mux"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/weir-registry/weir/registry"
+	"github.com/weir-registry/weir/registry/reply"
+)
+
+// Config is what a handler is made of. Service and Upstreams must be set.
+type Config struct {
+	Service   *registry.Service
+	Upstreams *Upstreams
+	Log       *slog.Logger // nil: slog.Default()
+}
+
+// New is the handler of everything under /v2. It wants the request's path as
+// it came: a mux in front of it that cleans paths would answer "/v2/a//b" with
+// a redirect to another repository.
+func New(c Config) http.Handler {
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	h := &handler{service: c.Service, upstreams: c.Upstreams, log: c.Log}
+	rest := mux.NewRouter().SkipClean(true).UseEncodedPath()
+	for _, ping := range []string{"/v2", "/v2/"} {
+		rest.Path(ping).Methods(http.MethodGet, http.MethodHead).HandlerFunc(h.ping)
+	}
+	rest.NotFoundHandler = http.HandlerFunc(h.nowhere)
+	rest.MethodNotAllowedHandler = http.HandlerFunc(h.unsupported)
+	h.rest = rest
+	return h
+}
+
+type handler struct {
+	service   *registry.Service
+	upstreams *Upstreams
+	rest      http.Handler
+	log       *slog.Logger
+}
+
+// A request is one for a repository, parsed.
+type request struct {
+	path
+	call  registry.Call
+	query url.Values // nil if there is none
+}
+
+// ServeHTTP implements http.Handler.
+func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
+	p, fault := parsePath(r.URL.EscapedPath())
+	if p.kind == other {
+		h.rest.ServeHTTP(w, r)
+		return
+	}
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		h.unsupported(w, r)
+		return
+	}
+	switch fault {
+	case badName:
+		refuse(w, r, http.StatusBadRequest, errcode.ErrorCodeNameInvalid, "the repository's name is malformed")
+		return
+	case badTag:
+		refuse(w, r, http.StatusBadRequest, errcode.ErrorCodeTagInvalid, "the tag is malformed")
+		return
+	case badDigest:
+		refuse(w, r, http.StatusBadRequest, errcode.ErrorCodeDigestInvalid, "the digest is malformed or of an unknown algorithm")
+		return
+	}
+	req := &request{path: p}
+	if err := h.prepare(w, r, req); err != nil {
+		id := errcode.ErrorCodeNameUnknown
+		if registry.KindOf(err) == registry.ErrInvalid {
+			id = errcode.ErrorCodeUnsupported
+		}
+		reply.Failed(w, err)
+		refuse(w, r, statusOf(err, p.kind).code, id, registry.Public(err))
+		return
+	}
+	if err := h.serve(w, r, req); err != nil {
+		h.log.DebugContext(r.Context(), "request failed", "name", req.call.Name.String(), "err", err)
+		fail(w, r, p.kind, err)
+	}
+}
+
+// prepare finds the upstream that is meant and makes the call.
+func (h *handler) prepare(w http.ResponseWriter, r *http.Request, req *request) error {
+	ns := ""
+	if r.URL.RawQuery != "" {
+		q, err := url.ParseQuery(r.URL.RawQuery)
+		if err != nil || len(q["ns"]) > 1 {
+			return registry.Errorf(registry.ErrInvalid, "the query is malformed")
+		}
+		req.query, ns = q, q.Get("ns")
+	}
+	repo, err := h.upstreams.choose(ns, req.repo)
+	if err != nil {
+		return err
+	}
+	if ns != "" {
+		w.Header().Set("OCI-Namespace", ns) // one of the configured names, or of Docker Hub's
+	}
+	req.call = registry.Call{Action: registry.Pull, Name: registry.Name{Space: Space, Repo: repo}, Agent: r.UserAgent()}
+	if ap, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
+		req.call.Addr = ap.Addr()
+	}
+	return nil
+}
+
+// serve answers, or fails before anything is written.
+func (h *handler) serve(w http.ResponseWriter, r *http.Request, req *request) error {
+	switch req.kind {
+	case manifests:
+		return h.manifest(w, r, req)
+	case blobs:
+		return h.blob(w, r, req)
+	case tags:
+		return h.tags(w, r, req)
+	case referrers:
+		return h.referrers(w, r, req)
+	}
+	return registry.Errorf(registry.ErrNotFound, "there are no uploads here")
+}
+
+func etag(d digest.Digest) string { return `"` + string(d) + `"` }
+
+// manifest answers with the bytes that a tag or digest stands for, whatever
+// Accept says: converting or choosing would change the digest.
+func (h *handler) manifest(w http.ResponseWriter, r *http.Request, req *request) error {
+	req.call.Name.Ref = req.ref
+	byDigest := strings.IndexByte(req.ref, ':') >= 0
+	if byDigest {
+		req.call.Binding = registry.Binding{Descriptor: registry.Descriptor{Digest: digest.Digest(req.ref), Size: -1}}
+	}
+	var body reply.Body
+	if r.Method == http.MethodHead {
+		via, err := h.look(r, &req.call)
+		if err != nil {
+			return err
+		}
+		reply.Record(w, via)
+		body.Open = func(offset, length int64) (registry.Blob, error) {
+			return h.service.Open(r.Context(), &req.call, offset, length)
+		}
+	} else {
+		blob, via, err := h.document(r, &req.call)
+		if err != nil {
+			return err
+		}
+		reply.Record(w, via)
+		body.Blob = blob
+	}
+	b := req.call.Binding
+	head := w.Header()
+	head.Set("Content-Type", b.MediaType)
+	head.Set("Docker-Content-Digest", string(b.Digest))
+	head.Set("Cache-Control", "no-cache")
+	if byDigest {
+		head.Set("Cache-Control", immutable)
+	}
+	body.Descriptor, body.ETag = b.Descriptor, etag(b.Digest)
+	return reply.Serve(w, r, body)
+}
+
+// immutable is Cache-Control's value for what a digest names. It does not say
+// "public": whether others may read it is for each request to find out.
+const immutable = "max-age=31536000, immutable"
+
+// look resolves the call and admits it to what it found, as opening would, and
+// opens nothing.
+func (h *handler) look(r *http.Request, c *registry.Call) (registry.Via, error) {
+	_, via, err := h.service.Resolve(r.Context(), c)
+	if err == nil {
+		err = h.service.Guard.Admit(r.Context(), c)
+	}
+	return via, err
+}
+
+// document opens all of what c stands for. A list that is known, but neither
+// at hand nor to be had again because the upstream does not answer, is not
+// "not found".
+func (h *handler) document(r *http.Request, c *registry.Call) (registry.Blob, registry.Via, error) {
+	blob, via, err := h.service.Document(r.Context(), c)
+	if registry.KindOf(err) == registry.ErrNotFound && via.Warning != "" {
+		err = &registry.Error{Kind: registry.ErrUnavailable, Text: "the document has gone and cannot be fetched", Public: via.Warning, Err: err}
+	}
+	return blob, via, err
+}
+
+// blob answers with a blob that the repository holds. The binding tells its
+// size, so that a HEAD opens nothing.
+func (h *handler) blob(w http.ResponseWriter, r *http.Request, req *request) error {
+	d := digest.Digest(req.ref)
+	req.call.Name.Ref = blobsRef + req.ref
+	req.call.Binding = registry.Binding{Descriptor: registry.Descriptor{Digest: d, Size: -1, MediaType: octetStream}}
+	via, err := h.look(r, &req.call)
+	if err != nil {
+		return err
+	}
+	reply.Record(w, via)
+	head := w.Header()
+	head.Set("Content-Type", octetStream)
+	head.Set("Docker-Content-Digest", req.ref)
+	head.Set("Cache-Control", immutable)
+	return reply.Serve(w, r, reply.Body{
+		Descriptor: req.call.Binding.Descriptor,
+		ETag:       etag(d),
+		Ranges:     true,
+		Open: func(offset, length int64) (registry.Blob, error) {
+			blob, err := h.service.Open(r.Context(), &req.call, offset, length)
+			if err == nil {
+				reply.Record(w, via.Over(blob.Via()))
+			}
+			return blob, err
+		},
+	})
+}
+
+// tags answers with a page of the repository's tags.
+func (h *handler) tags(w http.ResponseWriter, r *http.Request, req *request) error {
+	if _, _, err := pageOf(nil, req.query); err != nil {
+		return err // before anybody is asked
+	}
+	req.call.Name.Ref = tagsRef
+	doc, via, err := h.document(r, &req.call)
+	if err != nil {
+		return err
+	}
+	defer doc.Close()
+	var list tagList
+	if err := json.NewDecoder(doc).Decode(&list); err != nil {
+		return registry.Wrap(registry.ErrUnavailable, err, "read the list of tags")
+	}
+	page, next, err := pageOf(list.Tags, req.query)
+	if err != nil {
+		return err
+	}
+	reply.Record(w, via)
+	if next != "" {
+		w.Header().Set("Link", linkTo(req.repo, next))
+	}
+	if page == nil {
+		page = []string{}
+	}
+	w.Header().Set("Cache-Control", "no-cache")
+	writeJSON(w, r, http.StatusOK, "application/json", tagList{Name: req.repo, Tags: page})
+	return nil
+}
+
+// referrers answers with the index of what refers to a digest.
+func (h *handler) referrers(w http.ResponseWriter, r *http.Request, req *request) error {
+	req.call.Name.Ref = referrersRef + req.ref
+	doc, via, err := h.document(r, &req.call)
+	if err != nil {
+		return err
+	}
+	reply.Record(w, via)
+	w.Header().Set("Cache-Control", "no-cache")
+	wanted := req.query.Get("artifactType")
+	if wanted == "" {
+		w.Header().Set("Content-Type", v1.MediaTypeImageIndex)
+		b := req.call.Binding
+		return reply.Serve(w, r, reply.Body{Descriptor: b.Descriptor, ETag: etag(b.Digest), Blob: doc})
+	}
+	defer doc.Close()
+	some, err := ofType(doc, wanted)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("OCI-Filters-Applied", "artifactType")
+	writeJSON(w, r, http.StatusOK, v1.MediaTypeImageIndex, some)
+	return nil
+}
+
+// ping answers GET /v2/: this is a registry, and it asks for no login.
+func (h *handler) ping(w http.ResponseWriter, r *http.Request) {
+	writeJSON(w, r, http.StatusOK, "application/json", struct{}{})
+}
+
+func (h *handler) nowhere(w http.ResponseWriter, r *http.Request) {
+	refuse(w, r, http.StatusNotFound, errcode.ErrorCodeUnsupported, "there is no such endpoint")
+}
+
+func (h *handler) unsupported(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Allow", "GET, HEAD")
+	refuse(w, r, http.StatusMethodNotAllowed, errcode.ErrorCodeUnsupported, "this registry is for pulling only")
+}
