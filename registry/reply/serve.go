@@ -83,6 +83,7 @@ type serving struct {
 	r    *http.Request
 	b    Body
 	blob registry.Blob // what is open, to be closed
+	bare bool          // blob is the descriptor alone
 }
 
 func (s *serving) close() {
@@ -102,7 +103,7 @@ func (s *serving) open(offset, length int64) error {
 	if err != nil {
 		return err
 	}
-	s.blob = blob
+	s.blob, s.bare = blob, length == 0
 	return nil
 }
 
@@ -140,7 +141,7 @@ func (s *serving) head() error {
 }
 
 func (s *serving) whole() error {
-	if s.blob == nil {
+	if s.blob == nil || s.bare {
 		if err := s.open(0, -1); err != nil {
 			return err
 		}
