@@ -57,7 +57,7 @@ var leaves = map[string][]string{
 	"github.com/google/go-containerregis": {"oci", "conformance/lab"},
 	"github.com/opencontainers/image-spe": {"oci", "conformance/lab"},
 	"github.com/distribution/":            {"oci", "conformance/lab"},
-	"testing":                             {"conformance", "conformance/lab"},
+	"testing":                             {"conformance", "conformance/lab", "conformance/npmlab"},
 }
 
 const (
