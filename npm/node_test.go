@@ -1,0 +1,233 @@
+package npm_test
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weir-registry/weir/cachetiers"
+	"github.com/weir-registry/weir/conformance/npmlab"
+	"github.com/weir-registry/weir/npm"
+	"github.com/weir-registry/weir/registry"
+	"github.com/weir-registry/weir/registry/names"
+	"github.com/weir-registry/weir/registry/reply"
+)
+
+const corgiAccept = "application/vnd.npm.install-v1+json; q=1.0, application/json; q=0.8, */*"
+
+// everyone admits every call, but for packages it is told to deny.
+type everyone struct{ deny string }
+
+func (e everyone) Admit(_ context.Context, c *registry.Call) error {
+	if e.deny != "" && c.Name.Repo == e.deny {
+		return registry.Errorf(registry.ErrDenied, "%s is not for you", c.Name.Repo)
+	}
+	return nil
+}
+
+// A node is the npm side of a whole weir in memory.
+type node struct {
+	t     testing.TB
+	url   string
+	names *names.Memory
+}
+
+// newNode starts a node; change, if not nil, may change its configuration.
+func newNode(t testing.TB, upstream string, change func(*npm.Registry, *npm.Config)) *node {
+	t.Helper()
+	r := npm.Registry{Name: "public", URL: upstream, Packages: []string{"*"}, Fresh: time.Hour,
+		Patience: 500 * time.Millisecond, Wait: time.Second}
+	c := npm.Config{Prefix: "/npm", Log: slog.New(slog.DiscardHandler)}
+	if change != nil {
+		change(&r, &c)
+	}
+	return startNode(t, c, r)
+}
+
+func startNode(t testing.TB, c npm.Config, registries ...npm.Registry) *node {
+	t.Helper()
+	log := slog.New(slog.DiscardHandler)
+	up, err := npm.NewUpstreams(registries, npm.Options{Log: log, HeaderTimeout: 3 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &node{t: t, names: &names.Memory{}}
+	if c.Service == nil {
+		c.Service = &registry.Service{Guard: everyone{}}
+	}
+	c.Service.Names, c.Service.Log = n.names, log
+	c.Service.Blobs = cachetiers.NewTier(cachetiers.NewMemory(512<<20), up, cachetiers.Options{Name: "memory", Log: log})
+	c.Service.Spaces = map[string]registry.Space{"npm": up.Space()}
+	c.Upstreams = up
+	s := httptest.NewServer(reply.Handler(npm.New(c), reply.Options{Space: "npm", Log: log}))
+	t.Cleanup(func() {
+		s.Close()
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := c.Service.Drain(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	n.url = s.URL
+	return n
+}
+
+// An answer is a response with its body, as it came and decoded.
+type answer struct {
+	*http.Response
+	raw, body []byte
+}
+
+func (n *node) get(path string, header ...string) answer {
+	n.t.Helper()
+	return n.do("GET", path, nil, header...)
+}
+
+func (n *node) do(method, path string, body []byte, header ...string) answer {
+	n.t.Helper()
+	a, err := n.try(method, path, body, header...)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return a
+}
+
+func (n *node) try(method, path string, body []byte, header ...string) (answer, error) {
+	req, err := http.NewRequest(method, n.url+path, bytes.NewReader(body))
+	if err != nil {
+		return answer{}, err
+	}
+	for i := 0; i < len(header); i += 2 {
+		if header[i] == "Host" {
+			req.Host = header[i+1]
+			continue
+		}
+		req.Header.Add(header[i], header[i+1])
+	}
+	resp, err := (&http.Transport{DisableCompression: true, DisableKeepAlives: true}).RoundTrip(req)
+	if err != nil {
+		return answer{}, err
+	}
+	defer resp.Body.Close()
+	a := answer{Response: resp}
+	if a.raw, err = io.ReadAll(resp.Body); err != nil {
+		return a, err
+	}
+	a.body = a.raw
+	if resp.Header.Get("Content-Encoding") == "gzip" && len(a.raw) > 0 {
+		z, err := gzip.NewReader(bytes.NewReader(a.raw))
+		if err != nil {
+			return a, err
+		}
+		if a.body, err = io.ReadAll(z); err != nil {
+			return a, err
+		}
+	}
+	return a, nil
+}
+
+// is checks a status, and that an error is in npm's form.
+func (a answer) is(t testing.TB, status int) answer {
+	t.Helper()
+	if a.StatusCode != status {
+		t.Fatalf("%s %s: %s, want %d: %.300s", a.Request.Method, a.Request.URL.Path, a.Status, status, a.body)
+	}
+	if !strings.HasPrefix(a.Header.Get("Cache-Status"), "weir; ") {
+		t.Errorf("%s: Cache-Status %q", a.Request.URL.Path, a.Header.Get("Cache-Status"))
+	}
+	if status >= 400 && status != 416 && a.Request.Method != "HEAD" {
+		var e struct{ Error string }
+		var s string
+		if json.Unmarshal(a.body, &e) != nil || e.Error == "" {
+			if json.Unmarshal(a.body, &s) != nil || s == "" {
+				t.Errorf("%s: not an error in npm's form: %.300s", a.Request.URL.Path, a.body)
+			}
+		}
+	}
+	if (status == 429 || status == 503) && a.Header.Get("Retry-After") == "" {
+		t.Errorf("%s: %d without Retry-After", a.Request.URL.Path, status)
+	}
+	return a
+}
+
+func (a answer) json(t testing.TB) map[string]any {
+	t.Helper()
+	var m map[string]any
+	if err := json.Unmarshal(a.body, &m); err != nil {
+		t.Fatalf("%s: %v: %.300s", a.Request.URL.Path, err, a.body)
+	}
+	return m
+}
+
+// at is the value below m at a path of names.
+func at(m any, path ...string) any {
+	for _, p := range path {
+		o, _ := m.(map[string]any)
+		m = o[p]
+	}
+	return m
+}
+
+// lab starts a scripted registry with some packages.
+func lab(t testing.TB) *npmlab.Registry {
+	t.Helper()
+	r, err := npmlab.Start()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.Close)
+	r.Publish(npmlab.Version{Name: "left", Version: "1.0.0"})
+	r.Publish(npmlab.Version{Name: "left", Version: "1.1.0"})
+	r.Publish(npmlab.Version{Name: "left", Version: "2.0.0-rc.1", Tag: "next"})
+	r.Publish(npmlab.Version{Name: "@acme/right", Version: "1.0.0", Attested: true})
+	return r
+}
+
+// eventually waits for what happens on its own: a freshness running out.
+func eventually(t testing.TB, what string, try func() error) {
+	t.Helper()
+	deadline := time.After(10 * time.Second)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := try()
+		if err == nil {
+			return
+		}
+		select {
+		case <-deadline:
+			t.Fatalf("%s: %v", what, err)
+		case <-tick.C:
+		}
+	}
+}
+
+var errNotYet = errors.New("not yet")
+
+// script is an upstream of one handler.
+func script(t testing.TB, h http.HandlerFunc) string {
+	t.Helper()
+	s := httptest.NewServer(h)
+	t.Cleanup(s.Close)
+	return s.URL
+}
+
+// bound is how many names are bound.
+func (n *node) bound() (count int) {
+	for _, err := range n.names.List(context.Background(), "npm", "", "") {
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		count++
+	}
+	return count
+}
