@@ -131,6 +131,19 @@ func (p *Proxy) Inject(faults ...Fault) {
 	p.faults = faults
 }
 
+// InjectAt replaces the faults of one path and leaves those of others: for
+// tests that share a proxy.
+func (p *Proxy) InjectAt(path string, faults ...Fault) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	kept := slices.DeleteFunc(slices.Clone(p.faults), func(f Fault) bool { return f.Path == path })
+	for _, f := range faults {
+		f.Path = path
+		kept = append(kept, f)
+	}
+	p.faults = kept
+}
+
 // Reset forgets the requests seen so far.
 func (p *Proxy) Reset() {
 	p.mu.Lock()
