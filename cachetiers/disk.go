@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -25,6 +26,7 @@ type DiskOptions struct {
 	// Fills in flight come on top, together at most Limit again.
 	Limit int64
 	// Reserve is how many bytes of the file system are left free; 0: 64 MiB.
+	// On a small one it is no more than a sixteenth.
 	Reserve int64
 	// Reverify is after how long bytes that were checked are checked again
 	// when they are read; 0: 15 minutes. What is read for the first time since
@@ -52,6 +54,7 @@ type Disk struct {
 	used     int64                    // guarded by mu; bytes of committed files
 	inFlight int64                    // guarded by mu; bytes reserved by stages
 	seq      uint64                   // guarded by mu; names for staged files
+	trash    []string                 // guarded by mu; files to remove once it is not held
 }
 
 var _ registry.Store = (*Disk)(nil)
@@ -92,7 +95,7 @@ func OpenDisk(root string, o DiskOptions) (*Disk, error) {
 		return nil, err
 	}
 	d.mu.Lock()
-	defer d.mu.Unlock()
+	defer d.unlock()
 	d.shrinkLocked(o.Limit)
 	return d, nil
 }
@@ -181,23 +184,47 @@ func (d *Disk) Open(_ context.Context, w registry.Want) (registry.Blob, error) {
 	return b, err
 }
 
+// unlock unlocks d.mu and then removes what was evicted: removing a large file
+// takes a while, and everyone who opens a blob needs the lock.
+func (d *Disk) unlock() {
+	trash := d.trash
+	d.trash = nil
+	d.mu.Unlock()
+	for _, path := range trash {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			d.o.Log.Error("remove a blob from the disk tier", "path", path, "err", err)
+		}
+	}
+}
+
+// nextLocked is a path in the staging directory that is nobody's.
+func (d *Disk) nextLocked() string {
+	d.seq++
+	return filepath.Join(d.staging(), strconv.FormatUint(d.seq, 36))
+}
+
 // drop removes a blob that is damaged or gone.
 func (d *Disk) drop(e *entry) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
+	defer d.unlock()
 	if d.entries[e.digest] == e {
 		d.removeLocked(e)
 	}
 }
 
-// removeLocked takes e out of the index and off the disk. Readers that have it
-// open read on.
+// removeLocked takes e out of the index, and its file out of its place, which
+// may be another's as soon as the lock is free. Readers that have it open read
+// on.
 func (d *Disk) removeLocked(e *entry) {
 	delete(d.entries, e.digest)
 	d.order.remove(e)
 	d.used -= e.size
-	if err := os.Remove(d.path(e.digest)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		d.o.Log.Error("remove a blob from the disk tier", "digest", e.digest, "err", err)
+	path, aside := d.path(e.digest), d.nextLocked()
+	switch err := os.Rename(path, aside); {
+	case err == nil:
+		d.trash = append(d.trash, aside)
+	case !errors.Is(err, fs.ErrNotExist):
+		d.o.Log.Error("take a blob out of the disk tier", "digest", e.digest, "err", err)
 	}
 }
 
@@ -215,7 +242,7 @@ func (d *Disk) shrinkLocked(limit int64) {
 // reserve makes room for n more bytes of a stage that has reserved had so far.
 func (d *Disk) reserve(n, had int64) error {
 	d.mu.Lock()
-	defer d.mu.Unlock()
+	defer d.unlock()
 	if d.inFlight+n > d.o.Limit && d.inFlight > had {
 		return registry.Errorf(registry.ErrNoRoom, "fills in flight take the disk tier's limit of %d bytes already", d.o.Limit)
 	}
@@ -225,27 +252,24 @@ func (d *Disk) reserve(n, had int64) error {
 	if had+n <= d.o.Limit {
 		d.shrinkLocked(max(d.o.Limit-d.inFlight-n, 0))
 	}
-	for try := 0; ; try++ {
-		free, err := d.free()
-		if err != nil || free-d.o.Reserve >= n {
-			d.inFlight += n
-			return nil // what statfs cannot tell, the write will
-		}
-		if e := d.order.victim(); e != nil && try < 1024 {
-			d.removeLocked(e)
-			continue
-		}
-		return registry.Errorf(registry.ErrNoRoom, "the file system of the disk tier has %d bytes left, %d are to stay free", free, d.o.Reserve)
-	}
-}
-
-// free is how many bytes the file system has left for weir.
-func (d *Disk) free() (int64, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(d.root, &st); err != nil {
-		return 0, err
+		d.inFlight += n
+		return nil // what statfs cannot tell, the write will
 	}
-	return int64(st.Bavail) * st.Bsize, nil
+	// A file system full of other people's files is no reason to give up what
+	// is here.
+	free := int64(st.Bavail)*st.Bsize - min(d.o.Reserve, int64(st.Blocks)*st.Bsize/16)
+	if free+d.used < n {
+		return registry.Errorf(registry.ErrNoRoom, "the file system of the disk tier is full")
+	}
+	for free < n {
+		e := d.order.victim()
+		d.removeLocked(e)
+		free += e.size
+	}
+	d.inFlight += n
+	return nil
 }
 
 func (d *Disk) unreserve(n int64) {
@@ -258,7 +282,7 @@ func (d *Disk) unreserve(n int64) {
 func (d *Disk) admit(staged string, e *entry, reserved int64) error {
 	path := d.path(e.digest)
 	d.mu.Lock()
-	defer d.mu.Unlock()
+	defer d.unlock()
 	d.inFlight -= reserved
 	if old := d.entries[e.digest]; old != nil {
 		d.removeLocked(old)

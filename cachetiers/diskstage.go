@@ -7,7 +7,6 @@ import (
 	"hash/crc32"
 	"io"
 	"os"
-	"path/filepath"
 	"strconv"
 	"sync/atomic"
 	"syscall"
@@ -33,8 +32,7 @@ func (d *Disk) Stage(_ context.Context, expect registry.Descriptor) (registry.St
 		return nil, err
 	}
 	d.mu.Lock()
-	d.seq++
-	s.path = filepath.Join(d.staging(), strconv.FormatUint(d.seq, 36))
+	s.path = d.nextLocked()
 	d.mu.Unlock()
 	s.f, err = os.OpenFile(s.path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {

@@ -64,10 +64,14 @@ func NewTier(near registry.Store, far registry.Source, o Options) *Tier {
 }
 
 // Stage implements registry.Store: new blobs go to the store farthest back,
-// and come near when they are read.
+// and come near when they are read. If there is no room in it they stay near.
 func (t *Tier) Stage(ctx context.Context, expect registry.Descriptor) (registry.Stage, error) {
 	if far, ok := t.far.(registry.Store); ok {
-		return far.Stage(ctx, expect)
+		s, err := far.Stage(ctx, expect)
+		if registry.KindOf(err) != registry.ErrNoRoom {
+			return s, err
+		}
+		t.o.Log.Warn("no room behind, kept near", "tier", t.o.Name, "err", err)
 	}
 	return t.near.Stage(ctx, expect)
 }

@@ -579,3 +579,14 @@ func TestRandomReaders(t *testing.T) {
 		t.Error("nothing broke off: the test tests nothing")
 	}
 }
+
+// TestStageWithoutRoomBehind: a document that the disk has no room for can
+// still be served.
+func TestStageWithoutRoomBehind(t *testing.T) {
+	full := cachetiers.NewMemory(1000)
+	tier := cachetiers.NewTier(new(cachetiers.Memory), cachetiers.NewTier(full, nothing{}, cachetiers.Options{}), cachetiers.Options{})
+	w := store(t, tier, conformance.Bytes(1, 2000))
+	if got := read(t, tier, w); !bytes.Equal(got, conformance.Bytes(1, 2000)) {
+		t.Error("wrong bytes")
+	}
+}
