@@ -23,8 +23,8 @@ type contents struct {
 }
 
 // Lists implements registry.Space's field of that name: a manifest makes its
-// repository hold its config and layers, an index the manifests of known
-// types in it. What is to be had elsewhere (a descriptor with urls) is not
+// repository hold itself, its config and layers, an index the manifests of
+// known types in it. What is to be had elsewhere (a descriptor with urls) is not
 // held; where the upstream has it all the same, it says so when asked.
 func Lists(n registry.Name, b registry.Binding, doc io.Reader) ([]registry.Held, error) {
 	if n.Ref == tagsRef || strings.HasPrefix(n.Ref, referrersRef) || strings.HasPrefix(n.Ref, blobsRef) {
@@ -39,6 +39,10 @@ func Lists(n registry.Name, b registry.Binding, doc io.Reader) ([]registry.Held,
 		return nil, registry.Wrap(registry.ErrInvalid, err, "parse the manifest of "+n.String())
 	}
 	var h held
+	if n.Ref != string(b.Digest) && validDigest(string(b.Digest)) {
+		// What a tag stands for will be asked for by digest next.
+		h.add("", v1.Descriptor{Digest: b.Digest, Size: b.Size, MediaType: b.MediaType})
+	}
 	if c.Config != nil {
 		h.add(blobsRef, *c.Config)
 	}
