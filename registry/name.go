@@ -18,8 +18,9 @@ type Name struct {
 	// the same repository never mix; in "npm" it is the package's name.
 	Repo string
 	// Ref is what is meant within Repo; its grammar is the protocol's. In
-	// "oci" a tag, a digest, "tags/list" or "referrers/DIGEST"; in "npm" ""
-	// for the packument or a tarball's file name.
+	// "oci" a tag, a manifest's digest, "blobs/DIGEST", "tags/list" or
+	// "referrers/DIGEST"; in "npm" "" for the packument, or a tarball's file
+	// name. What is derived from a document is under "view/…" in its Repo.
 	Ref string
 }
 
