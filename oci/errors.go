@@ -103,6 +103,9 @@ func refuse(w http.ResponseWriter, r *http.Request, code int, id errcode.ErrorCo
 	for _, name := range []string{"Etag", "Accept-Ranges", "Cache-Control", "Docker-Content-Digest", "Content-Range", "Link"} {
 		h.Del(name)
 	}
+	if h.Get("Cache-Status") == "" {
+		reply.Record(w, registry.Via{Detail: "refused"})
+	}
 	e := errcode.Error{Code: id, Message: message}
 	if rid := reply.RequestID(w); rid != "" {
 		e.Detail = map[string]string{"request": rid}

@@ -7,8 +7,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -73,6 +75,7 @@ type upstream struct {
 	wrap func(w http.ResponseWriter, r *http.Request) bool
 	// noDigest leaves out Docker-Content-Digest.
 	noDigest bool
+	prefix   string // of the path, before /v2/
 }
 
 type doc struct {
@@ -96,7 +99,7 @@ func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	rest := strings.TrimPrefix(r.URL.Path, "/v2/")
+	rest := strings.TrimPrefix(r.URL.Path, u.prefix+"/v2/")
 	if d, ok := u.docs[rest]; ok {
 		w.Header().Set("Content-Type", d.mediaType)
 		if !u.noDigest {
@@ -181,6 +184,8 @@ func (u *upstream) image(t *testing.T, repo, seed string, refs ...string) (v1.Ma
 	return m, u.put(repo, v1.MediaTypeImageManifest, string(data), refs...)
 }
 
+func dig(s string) digest.Digest { return digest.Digest(s) }
+
 // allow admits everything.
 type allow struct{}
 
@@ -198,14 +203,15 @@ type weir struct {
 func newWeir(t *testing.T, net network, o Options, regs ...Registry) *weir {
 	t.Helper()
 	o.Transport = net
+	quiet := slog.New(slog.DiscardHandler)
 	ups, err := NewUpstreams(regs, o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	near := cachetiers.NewMemory(64 << 20)
 	svc := &registry.Service{Names: &names.Memory{}, Blobs: cachetiers.NewTier(near, ups, cachetiers.Options{}),
-		Guard: allow{}, Spaces: map[string]registry.Space{Space: ups.Space()}}
-	h := reply.Handler(New(Config{Service: svc, Upstreams: ups}), reply.Options{Space: Space})
+		Guard: allow{}, Log: quiet, Spaces: map[string]registry.Space{Space: ups.Space()}}
+	h := reply.Handler(New(Config{Service: svc, Upstreams: ups}), reply.Options{Space: Space, Log: quiet})
 	return &weir{Handler: h, t: t, ups: ups, svc: svc, near: near}
 }
 
@@ -218,7 +224,7 @@ func one(t *testing.T) (*weir, *upstream) {
 func (w *weir) do(method, target string, header ...string) *httptest.ResponseRecorder {
 	w.t.Helper()
 	r := httptest.NewRequest(method, "http://weir.test/", nil)
-	u, err := r.URL.Parse(target)
+	u, err := url.ParseRequestURI(target)
 	if err != nil {
 		w.t.Fatal(err)
 	}

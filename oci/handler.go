@@ -146,20 +146,17 @@ func (h *handler) manifest(w http.ResponseWriter, r *http.Request, req *request)
 	}
 	var body reply.Body
 	if r.Method == http.MethodHead {
-		via, err := h.look(r, &req.call)
-		if err != nil {
+		if _, err := h.look(w, r, &req.call); err != nil {
 			return err
 		}
-		reply.Record(w, via)
 		body.Open = func(offset, length int64) (registry.Blob, error) {
 			return h.service.Open(r.Context(), &req.call, offset, length)
 		}
 	} else {
-		blob, via, err := h.document(r, &req.call)
+		blob, err := h.document(w, r, &req.call)
 		if err != nil {
 			return err
 		}
-		reply.Record(w, via)
 		body.Blob = blob
 	}
 	b := req.call.Binding
@@ -180,23 +177,35 @@ const immutable = "max-age=31536000, immutable"
 
 // look resolves the call and admits it to what it found, as opening would, and
 // opens nothing.
-func (h *handler) look(r *http.Request, c *registry.Call) (registry.Via, error) {
+func (h *handler) look(w http.ResponseWriter, r *http.Request, c *registry.Call) (registry.Via, error) {
 	_, via, err := h.service.Resolve(r.Context(), c)
 	if err == nil {
 		err = h.service.Guard.Admit(r.Context(), c)
 	}
+	record(w, via, err)
 	return via, err
 }
 
 // document opens all of what c stands for. A list that is known, but neither
 // at hand nor to be had again because the upstream does not answer, is not
 // "not found".
-func (h *handler) document(r *http.Request, c *registry.Call) (registry.Blob, registry.Via, error) {
+func (h *handler) document(w http.ResponseWriter, r *http.Request, c *registry.Call) (registry.Blob, error) {
 	blob, via, err := h.service.Document(r.Context(), c)
 	if registry.KindOf(err) == registry.ErrNotFound && via.Warning != "" {
 		err = &registry.Error{Kind: registry.ErrUnavailable, Text: "the document has gone and cannot be fetched", Public: via.Warning, Err: err}
 	}
-	return blob, via, err
+	record(w, via, err)
+	return blob, err
+}
+
+// record says how the answer came about; of a failure only if something behind
+// was asked.
+func record(w http.ResponseWriter, via registry.Via, err error) {
+	if err == nil {
+		reply.Record(w, via)
+	} else if !via.Hit() {
+		reply.Record(w, registry.Via{Fwd: via.Fwd, Detail: "upstream", Collapsed: via.Collapsed})
+	}
 }
 
 // blob answers with a blob that the repository holds. The binding tells its
@@ -205,11 +214,10 @@ func (h *handler) blob(w http.ResponseWriter, r *http.Request, req *request) err
 	d := digest.Digest(req.ref)
 	req.call.Name.Ref = blobsRef + req.ref
 	req.call.Binding = registry.Binding{Descriptor: registry.Descriptor{Digest: d, Size: -1, MediaType: octetStream}}
-	via, err := h.look(r, &req.call)
+	via, err := h.look(w, r, &req.call)
 	if err != nil {
 		return err
 	}
-	reply.Record(w, via)
 	head := w.Header()
 	head.Set("Content-Type", octetStream)
 	head.Set("Docker-Content-Digest", req.ref)
@@ -234,7 +242,7 @@ func (h *handler) tags(w http.ResponseWriter, r *http.Request, req *request) err
 		return err // before anybody is asked
 	}
 	req.call.Name.Ref = tagsRef
-	doc, via, err := h.document(r, &req.call)
+	doc, err := h.document(w, r, &req.call)
 	if err != nil {
 		return err
 	}
@@ -247,7 +255,6 @@ func (h *handler) tags(w http.ResponseWriter, r *http.Request, req *request) err
 	if err != nil {
 		return err
 	}
-	reply.Record(w, via)
 	if next != "" {
 		w.Header().Set("Link", linkTo(req.repo, next))
 	}
@@ -262,11 +269,10 @@ func (h *handler) tags(w http.ResponseWriter, r *http.Request, req *request) err
 // referrers answers with the index of what refers to a digest.
 func (h *handler) referrers(w http.ResponseWriter, r *http.Request, req *request) error {
 	req.call.Name.Ref = referrersRef + req.ref
-	doc, via, err := h.document(r, &req.call)
+	doc, err := h.document(w, r, &req.call)
 	if err != nil {
 		return err
 	}
-	reply.Record(w, via)
 	w.Header().Set("Cache-Control", "no-cache")
 	wanted := req.query.Get("artifactType")
 	if wanted == "" {
@@ -286,6 +292,7 @@ func (h *handler) referrers(w http.ResponseWriter, r *http.Request, req *request
 
 // ping answers GET /v2/: this is a registry, and it asks for no login.
 func (h *handler) ping(w http.ResponseWriter, r *http.Request) {
+	reply.Record(w, registry.Via{})
 	writeJSON(w, r, http.StatusOK, "application/json", struct{}{})
 }
 

@@ -1,0 +1,248 @@
+package oci
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+func (w *weir) tagsOf(target string) ([]string, string) {
+	w.t.Helper()
+	rec := w.get(target, 200, "")
+	var list tagList
+	if err := json.Unmarshal(rec.Body.Bytes(), &list); err != nil || list.Tags == nil {
+		w.t.Errorf("%s: %s", target, rec.Body)
+	}
+	return list.Tags, rec.Header().Get("Link")
+}
+
+func TestTags(t *testing.T) {
+	w, up := one(t)
+	up.tags["library/a"] = []string{"c", "B", "a", "10", "a", "not a tag", "9"}
+	all := []string{"10", "9", "B", "a", "c"}
+	for q, want := range map[string]struct {
+		tags []string
+		link string
+	}{
+		"": {all, ""}, "?last=B": {all[3:], ""}, "?last=AAA": {all[2:], ""}, "?last=zzz": {[]string{}, ""}, "?last=": {all, ""},
+		"?n=2": {all[:2], `</v2/a/tags/list?last=9&n=2>; rel="next"`}, "?n=2&last=9": {all[2:4], `</v2/a/tags/list?last=a&n=2>; rel="next"`},
+		"?n=5": {all, ""}, "?n=99999999": {all, ""}, "?n=0": {[]string{}, ""}, "?n=0&last=B": {[]string{}, ""},
+		"?n=4&ns=docker.io": {all[:4], `</v2/a/tags/list?last=a&n=4&ns=docker.io>; rel="next"`}, "?n=1&last=a": {all[4:], ""},
+	} {
+		tags, link := w.tagsOf("/v2/a/tags/list" + q)
+		if !slices.Equal(tags, want.tags) || link != want.link {
+			t.Errorf("%q: %v %s", q, tags, link)
+		}
+	}
+	wantAsked(t, up, "all of it", "GET /v2/library/a/tags/list?n=1000")
+	for _, q := range []string{"?n=-1", "?n=x", "?n=", "?n=1.5", "?n=99999999999999999999"} {
+		w.get("/v2/a/tags/list"+q, 400, "UNSUPPORTED")
+	}
+	// Following Link by Link gives every tag once.
+	var got []string
+	for next := "/v2/a/tags/list?n=2"; next != ""; {
+		tags, link := w.tagsOf(next)
+		got = append(got, tags...)
+		next = nextLink([]string{link})
+	}
+	if !slices.Equal(got, all) {
+		t.Errorf("page by page: %v", got)
+	}
+	if rec := w.do("HEAD", "/v2/a/tags/list"); rec.Code != 200 || rec.Body.Len() != 0 {
+		t.Errorf("HEAD: %d %q", rec.Code, rec.Body)
+	}
+	up.tags["library/none"] = []string{}
+	if rec := w.get("/v2/none/tags/list", 200, ""); rec.Body.String() != `{"name":"none","tags":[]}` {
+		t.Error(rec.Body)
+	}
+}
+
+// TestUpstreamPages: the whole list or none.
+func TestUpstreamPages(t *testing.T) {
+	page := func(tags, link string) func(http.ResponseWriter, *http.Request) {
+		return func(rw http.ResponseWriter, r *http.Request) {
+			if link != "" {
+				rw.Header().Set("Link", "<"+link+`>; rel="next"`)
+			}
+			send(rw, r, `{"tags":[`+tags+`]}`)
+		}
+	}
+	for name, c := range map[string]struct {
+		pages map[string]func(http.ResponseWriter, *http.Request)
+		want  []string // nil: 503
+	}{
+		"three":     {map[string]func(http.ResponseWriter, *http.Request){"n=1000": page(`"c"`, "/v2/library/a/tags/list?p=2"), "p=2": page(`"b"`, "?p=3"), "p=3": page(`"a"`, "")}, []string{"a", "b", "c"}},
+		"absolute":  {map[string]func(http.ResponseWriter, *http.Request){"n=1000": page(`"c"`, "http://hub.test/v2/library/a/tags/list?p=2"), "p=2": page(`"b"`, "")}, []string{"b", "c"}},
+		"circle":    {map[string]func(http.ResponseWriter, *http.Request){"n=1000": page(`"c"`, "?p=2"), "p=2": page(`"b"`, "?p=2")}, nil},
+		"elsewhere": {map[string]func(http.ResponseWriter, *http.Request){"n=1000": page(`"c"`, "http://evil.test/v2/library/a/tags/list?p=2")}, nil},
+		"user":      {map[string]func(http.ResponseWriter, *http.Request){"n=1000": page(`"c"`, "http://u:p@hub.test/v2/library/a/tags/list?p=2")}, nil},
+		"gone":      {map[string]func(http.ResponseWriter, *http.Request){"n=1000": page(`"c"`, "?p=2"), "p=2": func(rw http.ResponseWriter, _ *http.Request) { rw.WriteHeader(404) }}, nil},
+		"nonsense":  {map[string]func(http.ResponseWriter, *http.Request){"n=1000": page(`"c`, "")}, nil},
+		"endless": {map[string]func(http.ResponseWriter, *http.Request){"n=1000": page(`"c"`, "?p=0"), "p": func(rw http.ResponseWriter, r *http.Request) {
+			rw.Header().Set("Link", "<?p="+r.URL.Query().Get("p")+"0>; rel=next")
+			send(rw, r, `{"tags":["x"]}`)
+		}}, nil},
+		"large": {map[string]func(http.ResponseWriter, *http.Request){"n=1000": page(`"c"`, "?p=2"), "p=2": page(`"`+strings.Repeat("x", maxList)+`"`, "")}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, up := one(t)
+			up.set(func(rw http.ResponseWriter, r *http.Request) bool {
+				h := c.pages[r.URL.RawQuery]
+				if h == nil {
+					h = c.pages["p"]
+				}
+				h(rw, r)
+				return true
+			})
+			if c.want == nil {
+				if rec := w.do("GET", "/v2/a/tags/list"); rec.Code != 503 && rec.Code != 502 {
+					t.Errorf("%d %s", rec.Code, rec.Body)
+				}
+			} else if tags, _ := w.tagsOf("/v2/a/tags/list"); !slices.Equal(tags, c.want) {
+				t.Errorf("%v", tags)
+			}
+			if n := len(up.took()); n > maxPages {
+				t.Errorf("%d pages", n)
+			}
+		})
+	}
+}
+
+func (w *weir) referrersOf(target string, header http.Header) []v1.Descriptor {
+	w.t.Helper()
+	rec := w.get(target, 200, "")
+	if ct := rec.Header().Get("Content-Type"); ct != v1.MediaTypeImageIndex {
+		w.t.Errorf("%s: %s", target, ct)
+	}
+	var idx v1.Index
+	if err := json.Unmarshal(rec.Body.Bytes(), &idx); err != nil || idx.SchemaVersion != 2 || idx.MediaType != v1.MediaTypeImageIndex || idx.Manifests == nil {
+		w.t.Errorf("%s: %s", target, rec.Body)
+	}
+	for k, v := range header {
+		if got := rec.Header().Values(k); !slices.Equal(got, v) {
+			w.t.Errorf("%s: %s %q", target, k, got)
+		}
+	}
+	return idx.Manifests
+}
+
+func referrer(i int, artifactType string) string {
+	return fmt.Sprintf(`{"mediaType":%q,"digest":"sha256:%064x","size":%d,"artifactType":%q,"annotations":{"k":"v"},"unknown":1}`, v1.MediaTypeImageManifest, i, i, artifactType)
+}
+
+func TestReferrers(t *testing.T) {
+	indexOf := func(descs ...string) string {
+		return `{"schemaVersion":2,"mediaType":"` + v1.MediaTypeImageIndex + `","manifests":[` + strings.Join(descs, ",") + `]}`
+	}
+	at := "/v2/a/referrers/" + sha256Of
+	none := http.Header{"Oci-Filters-Applied": nil}
+	filtered := http.Header{"Oci-Filters-Applied": {"artifactType"}}
+	answer := func(body string) func(http.ResponseWriter, *http.Request) {
+		return func(rw http.ResponseWriter, r *http.Request) {
+			rw.Header().Set("Content-Type", v1.MediaTypeImageIndex)
+			send(rw, r, body)
+		}
+	}
+	fallback := "/v2/library/a/manifests/" + strings.Replace(sha256Of, ":", "-", 1)
+	for name, c := range map[string]struct {
+		paths map[string]func(http.ResponseWriter, *http.Request)
+		all   int
+		sigs  int
+	}{
+		"api":        {map[string]func(http.ResponseWriter, *http.Request){"/v2/library/a/referrers/" + sha256Of: answer(indexOf(referrer(1, "sig"), referrer(2, "sbom"), `{"digest":"x"}`))}, 2, 1},
+		"api, empty": {map[string]func(http.ResponseWriter, *http.Request){"/v2/library/a/referrers/" + sha256Of: answer(indexOf()), fallback: answer(indexOf(referrer(1, "sig")))}, 0, 0},
+		"tag schema": {map[string]func(http.ResponseWriter, *http.Request){fallback: answer(indexOf(referrer(1, "sig")))}, 1, 1},
+		"neither":    {nil, 0, 0},
+		"a web page": {map[string]func(http.ResponseWriter, *http.Request){"/v2/library/a/referrers/" + sha256Of: func(rw http.ResponseWriter, r *http.Request) { send(rw, r, "<html>") }, fallback: answer(indexOf(referrer(1, "sig")))}, 1, 1},
+		"405":        {map[string]func(http.ResponseWriter, *http.Request){"/v2/library/a/referrers/" + sha256Of: func(rw http.ResponseWriter, _ *http.Request) { rw.WriteHeader(405) }}, 0, 0},
+	} {
+		w, up := one(t)
+		up.set(func(rw http.ResponseWriter, r *http.Request) bool {
+			if h := c.paths[r.URL.Path]; h != nil {
+				h(rw, r)
+				return true
+			}
+			return false
+		})
+		for range 2 {
+			if n := len(w.referrersOf(at, none)); n != c.all {
+				t.Errorf("%s: %d referrers", name, n)
+			}
+			if n := len(w.referrersOf(at+"?artifactType=sig", filtered)); n != c.sigs {
+				t.Errorf("%s: %d signatures", name, n)
+			}
+		}
+		if c.all > 0 {
+			if body := w.get(at, 200, "").Body.String(); !strings.Contains(body, `"unknown":1`) || !strings.Contains(body, `"annotations"`) {
+				t.Errorf("%s: fields were lost: %s", name, body)
+			}
+		}
+		if n := len(up.took()); n > 2 {
+			t.Errorf("%s: %d requests", name, n)
+		}
+	}
+}
+
+// TestReferrersFailures: no answer is not "no referrers": a signature that
+// cannot be found must not look like one that does not exist.
+func TestReferrersFailures(t *testing.T) {
+	for _, only := range []string{"/referrers/", "/manifests/"} {
+		for _, code := range []int{401, 403, 429, 500, 503} {
+			w, up := one(t)
+			up.set(func(rw http.ResponseWriter, r *http.Request) bool {
+				if strings.Contains(r.URL.Path, only) {
+					rw.WriteHeader(code)
+					return true
+				}
+				return false
+			})
+			if rec := w.do("GET", "/v2/a/referrers/"+sha256Of); rec.Code < 401 || rec.Code == 404 {
+				t.Errorf("%s %d: %d %s", only, code, rec.Code, rec.Body)
+			}
+		}
+	}
+}
+
+func TestReferrersTag(t *testing.T) {
+	for d, want := range map[string]string{
+		sha256Of: strings.Replace(sha256Of, ":", "-", 1), sha512Of: "sha512-" + sha512Of[7:71], "a+b:c/d": "a-b-c-d",
+	} {
+		if got := referrersTag(dig(d)); got != want || !validTag(got) {
+			t.Errorf("%s: %s", d, got)
+		}
+	}
+}
+
+// TestListsAreRefreshed: a list is asked for again after its fresh time, and a
+// list whose bytes have gone from the cache is composed anew.
+func TestListsAreRefreshed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, up := one(t)
+		up.tags["library/a"] = []string{"1"}
+		w.tagsOf("/v2/a/tags/list")
+		up.tags["library/a"] = []string{"1", "2"}
+		if tags, _ := w.tagsOf("/v2/a/tags/list"); len(tags) != 1 {
+			t.Errorf("asked within the fresh time: %v", tags)
+		}
+		pass(time.Hour)
+		if tags, _ := w.tagsOf("/v2/a/tags/list"); len(tags) != 2 {
+			t.Errorf("%v", tags)
+		}
+		w.svc.Blobs = newWeir(t, network{}, Options{}).svc.Blobs // all evicted
+		w.get("/v2/a/tags/list", 200, "")
+	})
+}
+
+func TestPageOf(t *testing.T) {
+	if page, next, err := pageOf(nil, url.Values{"n": {"3"}, "last": {"x"}}); len(page) != 0 || next != "" || err != nil {
+		t.Error(page, next, err)
+	}
+}
