@@ -1,0 +1,145 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strings"
+
+	"github.com/weir-registry/weir/cachetiers"
+	"github.com/weir-registry/weir/cachetiers/origin"
+	"github.com/weir-registry/weir/npm"
+	"github.com/weir-registry/weir/oci"
+	"github.com/weir-registry/weir/registry"
+	"github.com/weir-registry/weir/registry/names"
+	"github.com/weir-registry/weir/registry/ops"
+	"github.com/weir-registry/weir/registry/reply"
+)
+
+const (
+	npmSpace  = "npm"
+	npmPrefix = "/npm"
+	// inMemory is the largest blob that is kept in memory: manifests and
+	// packuments, not layers, which the kernel copies from the disk anyway.
+	inMemory = 1 << 20
+)
+
+// A node is everything that answers, wired together.
+type node struct {
+	service *registry.Service
+	names   *names.Bolt
+	metrics *ops.Metrics
+	handler http.Handler
+	npm     bool // whether npm packages are served
+}
+
+// newNode opens what is in the data directory and wires it up. npmURL is the
+// registry of the npm upstream that has no url; noNPM says why there is none.
+func newNode(c *Config, data *dataDir, log *slog.Logger, npmURL string, noNPM error) (n *node, err error) {
+	n = &node{metrics: ops.NewMetrics(version)}
+	agent := "weir/" + version
+	images, err := oci.NewUpstreams(c.ociRegistries(), oci.Options{Default: *c.OCI.Default, UserAgent: agent, Meter: n.metrics, Log: log})
+	if err != nil {
+		return nil, fmt.Errorf("oci: %w", err)
+	}
+	var registries []npm.Registry
+	if noNPM == nil {
+		registries = c.npmRegistries(npmURL)
+	}
+	packages, err := npm.NewUpstreams(registries, npm.Options{UserAgent: agent, Meter: n.metrics, Log: log})
+	if err != nil {
+		return nil, fmt.Errorf("npm: %w", err)
+	}
+	guard, err := c.guard()
+	if err != nil {
+		return nil, err
+	}
+	blobs, err := newTiers(c, data, log, n.metrics, origin.Switch{oci.Space: images, npmSpace: packages})
+	if err != nil {
+		return nil, err
+	}
+	// All bindings are an upstream's so far: they can be had again.
+	if n.names, err = names.Open(data.file("names.db"), names.Options{Volatile: true, Log: log}); err != nil {
+		return nil, err
+	}
+	n.service = &registry.Service{
+		Names:  n.names,
+		Blobs:  blobs,
+		Spaces: map[string]registry.Space{oci.Space: images.Space(), npmSpace: packages.Space()},
+		Guard:  guard,
+		Meter:  n.metrics,
+		Log:    log,
+	}
+	n.npm = len(registries) > 0
+	n.handler = n.routes(c, log, images, packages, noNPM)
+	return n, nil
+}
+
+// newTiers is where blobs are: in memory, on disk, behind.
+func newTiers(c *Config, data *dataDir, log *slog.Logger, m *ops.Metrics, behind registry.Source) (registry.Store, error) {
+	disk, err := cachetiers.OpenDisk(data.file("blobs"), cachetiers.DiskOptions{Limit: int64(c.Cache.Disk), Log: log})
+	if err != nil {
+		return nil, fmt.Errorf("cache on disk: %w", err)
+	}
+	memory := cachetiers.NewMemory(int64(c.Cache.Memory))
+	m.TierBytes("disk", disk.Bytes)
+	m.TierBytes("memory", memory.Bytes)
+	small := min(inMemory, int64(c.Cache.Memory)/16)
+	far := cachetiers.NewTier(disk, behind, cachetiers.Options{Name: "disk", Meter: m, Log: log})
+	return cachetiers.NewTier(memory, far, cachetiers.Options{Name: "memory", Meter: m, Log: log,
+		Keep: func(w registry.Want) bool { return w.Size >= 0 && w.Size <= small }}), nil
+}
+
+// routes sends each request to its protocol by the beginning of its path,
+// which is passed on untouched: http.ServeMux would clean it, and so answer
+// one repository's request with a redirect to another.
+func (n *node) routes(c *Config, log *slog.Logger, images *oci.Upstreams, packages *npm.Upstreams, noNPM error) http.Handler {
+	wrap := func(space string, h http.Handler) http.Handler {
+		return reply.Handler(h, reply.Options{Space: space, Log: log, Meter: n.metrics})
+	}
+	v2 := wrap(oci.Space, oci.New(oci.Config{Service: n.service, Upstreams: images, Log: log}))
+	packagesHandler := npm.New(npm.Config{Service: n.service, Upstreams: packages, PublicURL: c.PublicURL, Prefix: npmPrefix, Log: log})
+	if !n.npm {
+		packagesHandler = npmOff(noNPM)
+	}
+	underNPM := wrap(npmSpace, packagesHandler)
+	rest := wrap("", http.HandlerFunc(about))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch path := r.URL.EscapedPath(); {
+		case path == "/v2" || strings.HasPrefix(path, "/v2/"):
+			v2.ServeHTTP(w, r)
+		case path == npmPrefix || strings.HasPrefix(path, npmPrefix+"/"):
+			underNPM.ServeHTTP(w, r)
+		default:
+			rest.ServeHTTP(w, r)
+		}
+	})
+}
+
+// npmOff answers npm clients of a node that has no npm registry behind it.
+func npmOff(why error) http.Handler {
+	if why == nil {
+		why = errors.New("no npm upstream is configured here")
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("Retry-After", "60")
+		w.WriteHeader(http.StatusServiceUnavailable)
+		fmt.Fprintf(w, "{\"error\":%q}\n", "npm packages are not served here: "+why.Error())
+	})
+}
+
+// about answers what is neither protocol's.
+func about(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	if r.URL.Path != "/" {
+		w.WriteHeader(http.StatusNotFound)
+		fmt.Fprintln(w, "weir: there is nothing here; container images are under /v2/, npm packages under /npm/")
+		return
+	}
+	fmt.Fprintln(w, "This is weir, a caching registry edge: container images under /v2/, npm packages under /npm/.")
+}
+
+// Close writes out what is kept.
+func (n *node) Close() error { return n.names.Close() }
