@@ -59,11 +59,11 @@ func (s *Service) known(ctx context.Context, sp Space, p Policy, c *Call, b Bind
 	fresh, collapsed, err := s.ask(wait, sp, p, c.Name, b, false)
 	switch {
 	case err == nil:
-		return fresh, Via{Fwd: "stale", Collapsed: collapsed}, nil
+		return fresh, Via{Fwd: "stale", Detail: "upstream", Collapsed: collapsed}, nil
 	case KindOf(err) == ErrNotFound:
-		return Binding{}, Via{Fwd: "stale", Collapsed: collapsed}, err
+		return Binding{}, Via{Fwd: "stale", Detail: "upstream", Collapsed: collapsed}, err
 	case ctx.Err() != nil:
-		return Binding{}, Via{Fwd: "stale", Collapsed: collapsed}, Wrap(ErrUnavailable, ctx.Err(), "resolve "+c.Name.String())
+		return Binding{}, Via{Fwd: "stale", Detail: "upstream", Collapsed: collapsed}, Wrap(ErrUnavailable, ctx.Err(), "resolve "+c.Name.String())
 	}
 	return s.old(p, c, b, stale, err)
 }
@@ -89,7 +89,7 @@ func (s *Service) first(ctx context.Context, sp Space, p Policy, c *Call, kept B
 	wait, cancel := context.WithTimeout(ctx, p.Wait)
 	defer cancel()
 	b, collapsed, err := s.ask(wait, sp, p, c.Name, have, false)
-	return b, Via{Fwd: "miss", Collapsed: collapsed}, err
+	return b, Via{Fwd: "miss", Detail: "upstream", Collapsed: collapsed}, err
 }
 
 // background revalidates n when there is room for it.

@@ -187,7 +187,7 @@ func (s *Service) again(ctx context.Context, c *Call) (Via, error) {
 	defer cancel()
 	b, collapsed, err := s.ask(ctx, sp, p, c.Name, Binding{}, true)
 	c.Binding = b
-	return Via{Fwd: "miss", Collapsed: collapsed}, err
+	return Via{Fwd: "miss", Detail: "upstream", Collapsed: collapsed}, err
 }
 
 // Drain waits until no background work is left, or ctx is done.

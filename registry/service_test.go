@@ -159,7 +159,7 @@ func TestFreshThenStale(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture()
 		f.up.docs[latest] = "one"
-		if doc, via := f.get(t, latest); doc != "one" || via.String() != "weir; fwd=miss; detail=memory" && via.Fwd != "miss" {
+		if doc, via := f.get(t, latest); doc != "one" || via.String() != "weir; fwd=miss; detail=upstream" {
 			t.Errorf("cold: %q %v", doc, via)
 		}
 		pass(59 * time.Second)
