@@ -97,8 +97,8 @@ func (h *npmHome) write(name, text string) {
 	}
 }
 
-// npm runs npm in the project and leaves it to the caller what its status
-// means; fails is for a client that hangs.
+// try runs a client in the project and leaves it to the caller what its status
+// means.
 func (h *npmHome) try(client string, args ...string) lab.Result {
 	h.t.Helper()
 	return lab.Try(h.t, 4*time.Minute, lab.Command{Path: lab.Tool(h.t, client), Args: args, Env: h.env, Dir: h.dir()})
@@ -248,7 +248,6 @@ func askRaw(t testing.TB, addr, request string) answer {
 // that the registry can be made to vanish. It changes nothing.
 type npmGateway struct {
 	url    string
-	host   string // of the registry behind, where its tarballs are too
 	server *http.Server
 }
 
@@ -274,7 +273,7 @@ func newNpmGateway(t testing.TB) *npmGateway {
 		Rewrite:   func(r *httputil.ProxyRequest) { r.SetURL(behind) },
 		Transport: &http.Transport{DisableCompression: true, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: 32},
 	}
-	g := &npmGateway{url: "http://" + l.Addr().String(), host: behind.Host, server: &http.Server{Handler: proxy}}
+	g := &npmGateway{url: "http://" + l.Addr().String(), server: &http.Server{Handler: proxy}}
 	go g.server.Serve(l)
 	t.Cleanup(g.vanish)
 	return g

@@ -12,12 +12,13 @@ import (
 
 // machine says what this is run on.
 func machine() string {
-	model := runtime.GOARCH
+	// Not runtime.NumCPU: this process may use one core only.
+	model, cores := runtime.GOARCH, 0
 	if text, err := os.ReadFile("/proc/cpuinfo"); err == nil {
 		for line := range strings.Lines(string(text)) {
 			if k, v, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(k) == "model name" {
 				model = strings.TrimSpace(v)
-				break
+				cores++
 			}
 		}
 	}
@@ -30,7 +31,7 @@ func machine() string {
 		out, _ := exec.Command(path, "-v").CombinedOutput()
 		nginx = strings.TrimPrefix(strings.TrimSpace(string(out)), "nginx version: ")
 	}
-	return fmt.Sprintf("%s, %d cores, %s, %s, %s", model, runtime.NumCPU(), kernel, runtime.Version(), nginx)
+	return fmt.Sprintf("%s, %d cores, %s, %s, %s", model, cores, kernel, runtime.Version(), nginx)
 }
 
 // median is the middle one of what f says of the samples.

@@ -29,7 +29,8 @@ type Version struct {
 	Files map[string]string
 	// Tag is the dist-tag that is moved to it; "": latest.
 	Tag string
-	// Side puts its tarball on the second host.
+	// Side puts its tarball on the second host, at a path of that host's own,
+	// and there alone.
 	Side bool
 	// Attested gives it an attestation.
 	Attested bool
@@ -58,6 +59,7 @@ type release struct {
 	file     string         // the tarball's name
 	tarball  []byte
 	attested bool
+	side     bool // its tarball is on the second host
 }
 
 // Publish publishes a version and gives the bytes of its tarball.
@@ -139,17 +141,17 @@ func (r *Registry) release(v Version) *release {
 	if _, ok := files["index.js"]; !ok {
 		files["index.js"] = fmt.Sprintf("module.exports = %q\n", v.Name+"@"+v.Version)
 	}
-	rel := &release{manifest: m, tarball: Tarball(files), attested: v.Attested}
+	rel := &release{manifest: m, tarball: Tarball(files), attested: v.Attested, side: v.Side}
 	rel.file = path.Base(v.Name) + "-" + v.Version + ".tgz"
-	host := r.URL
+	at := r.URL + "/" + v.Name + "/-/" + rel.file
 	if v.Side {
-		host = r.SideURL
+		at = r.SideURL + sidePath + v.Name + "/" + rel.file
 	}
 	sum1, sum512 := sha1.Sum(rel.tarball), sha512.Sum512(rel.tarball)
 	integrity := "sha512-" + base64.StdEncoding.EncodeToString(sum512[:])
 	dist := map[string]any{
 		"shasum":    hex.EncodeToString(sum1[:]),
-		"tarball":   host + "/" + v.Name + "/-/" + rel.file,
+		"tarball":   at,
 		"fileCount": len(files), "unpackedSize": len(pkg),
 	}
 	if !v.Old {

@@ -34,9 +34,13 @@ const (
 	typeCorgi = "application/vnd.npm.install-v1+json"
 )
 
+// sidePath is what paths on the second host begin with.
+const sidePath = "/files/"
+
 func (r *Registry) serveSide(w http.ResponseWriter, q *http.Request) int {
-	if name, file, ok := strings.Cut(strings.TrimPrefix(q.URL.Path, "/"), "/-/"); ok && name != "" {
-		return r.tarball(w, q, name, file)
+	rest, ok := strings.CutPrefix(q.URL.Path, sidePath)
+	if i := strings.LastIndexByte(rest, '/'); ok && i > 0 {
+		return r.tarball(w, q, rest[:i], rest[i+1:], true)
 	}
 	return r.refuse(w, http.StatusNotFound, `{"error":"Not found"}`)
 }
@@ -51,7 +55,7 @@ func (r *Registry) serve(w http.ResponseWriter, q *http.Request) int {
 			fmt.Sprintf(`{"code":"MethodNotAllowedError","message":"%s is not allowed"}`, q.Method))
 	}
 	if name, file, ok := strings.Cut(path, "/-/"); ok {
-		return r.tarball(w, q, name, file)
+		return r.tarball(w, q, name, file, false)
 	}
 	name, version, _ := strings.Cut(path, "/")
 	if strings.HasPrefix(path, "@") && version != "" {
@@ -103,12 +107,12 @@ func (r *Registry) manifest(w http.ResponseWriter, q *http.Request, name, versio
 	return r.send(w, q, typeFull, doc)
 }
 
-func (r *Registry) tarball(w http.ResponseWriter, q *http.Request, name, file string) int {
+func (r *Registry) tarball(w http.ResponseWriter, q *http.Request, name, file string, side bool) int {
 	r.mu.Lock()
 	var data []byte
 	if p := r.packages[name]; p != nil {
 		for _, rel := range p.versions {
-			if rel.file == file || p.raw != nil {
+			if (rel.file == file || p.raw != nil) && rel.side == side {
 				data = rel.tarball
 			}
 		}
