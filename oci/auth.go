@@ -91,7 +91,7 @@ func (a *authorizer) authorize(ctx context.Context, req *http.Request, repo stri
 
 // challenged learns from a 401's WWW-Authenticate fields. It reports whether
 // there is something new to try: never if what was tried is what is asked for.
-func (a *authorizer) challenged(_ context.Context, fields []string, repo string, used *token) (bool, error) {
+func (a *authorizer) challenged(fields []string, repo string, used *token) (bool, error) {
 	basic := false
 	for _, c := range parseChallenges(fields) {
 		switch c.scheme {

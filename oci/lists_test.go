@@ -81,6 +81,7 @@ func TestUpstreamPages(t *testing.T) {
 	}{
 		"three":     {map[string]func(http.ResponseWriter, *http.Request){"n=1000": page(`"c"`, "/v2/library/a/tags/list?p=2"), "p=2": page(`"b"`, "?p=3"), "p=3": page(`"a"`, "")}, []string{"a", "b", "c"}},
 		"absolute":  {map[string]func(http.ResponseWriter, *http.Request){"n=1000": page(`"c"`, "http://hub.test/v2/library/a/tags/list?p=2"), "p=2": page(`"b"`, "")}, []string{"b", "c"}},
+		"no n":      {map[string]func(http.ResponseWriter, *http.Request){"n=1000": func(rw http.ResponseWriter, _ *http.Request) { rw.WriteHeader(400) }, "": page(`"b"`, "")}, []string{"b"}},
 		"circle":    {map[string]func(http.ResponseWriter, *http.Request){"n=1000": page(`"c"`, "?p=2"), "p=2": page(`"b"`, "?p=2")}, nil},
 		"elsewhere": {map[string]func(http.ResponseWriter, *http.Request){"n=1000": page(`"c"`, "http://evil.test/v2/library/a/tags/list?p=2")}, nil},
 		"user":      {map[string]func(http.ResponseWriter, *http.Request){"n=1000": page(`"c"`, "http://u:p@hub.test/v2/library/a/tags/list?p=2")}, nil},

@@ -29,20 +29,27 @@ type tagList struct {
 func (rm *remote) tags(ctx context.Context, repo string) (registry.Binding, io.ReadCloser, error) {
 	list := tagList{Name: repo, Tags: []string{}}
 	room := int64(maxList)
-	err := rm.pages(ctx, repo, tagsRef+"?n="+strconv.Itoa(pageOfTags), http.Header{"Accept": {"application/json"}},
-		func(*http.Response) bool { return true },
-		func(resp *http.Response) error {
-			var page tagList
-			if err := readJSON(resp.Body, &room, &page); err != nil {
-				return err
+	read := func(resp *http.Response) error {
+		var page tagList
+		if err := readJSON(resp.Body, &room, &page); err != nil {
+			return err
+		}
+		for _, t := range page.Tags {
+			if validTag(t) {
+				list.Tags = append(list.Tags, t)
 			}
-			for _, t := range page.Tags {
-				if validTag(t) {
-					list.Tags = append(list.Tags, t)
-				}
-			}
-			return nil
-		})
+		}
+		return nil
+	}
+	h := http.Header{"Accept": {"application/json"}}
+	tooMany := false
+	err := rm.pages(ctx, repo, tagsRef+"?n="+strconv.Itoa(pageOfTags), h, func(resp *http.Response) bool {
+		tooMany = resp.StatusCode == http.StatusBadRequest
+		return !tooMany
+	}, read)
+	if err == nil && tooMany { // some registries refuse a page of that size
+		err = rm.pages(ctx, repo, tagsRef, h, func(*http.Response) bool { return true }, read)
+	}
 	if err != nil {
 		return registry.Binding{}, nil, err
 	}

@@ -232,7 +232,7 @@ func (rm *remote) do(ctx context.Context, method, repo, what string, header http
 		if resp.StatusCode != http.StatusUnauthorized || try > 0 || !rm.own(resp) {
 			return resp, nil
 		}
-		again, err := rm.auth.challenged(ctx, resp.Header.Values("Www-Authenticate"), repo, used)
+		again, err := rm.auth.challenged(resp.Header.Values("Www-Authenticate"), repo, used)
 		if err != nil || !again {
 			if err == nil {
 				return resp, nil
