@@ -43,7 +43,7 @@ func publicOnly(network, address string, _ syscall.RawConn) error {
 	if err != nil || !strings.HasPrefix(network, "tcp") {
 		return refused("%s is not an address to dial", address)
 	}
-	if !Public(ap.Addr()) {
+	if !isPublic(ap.Addr()) {
 		return refused("%s is not a public address and is not listed among the redirects", ap.Addr())
 	}
 	return nil
@@ -75,10 +75,10 @@ var special = []netip.Prefix{
 	netip.MustParsePrefix("fec0::/10"),        // site-local
 }
 
-// Public reports whether a is an address of the open internet: not loopback,
+// isPublic reports whether a is an address of the open internet: not loopback,
 // private, link-local (where clouds keep their metadata), CGNAT, multicast,
 // unspecified or reserved, in either family.
-func Public(a netip.Addr) bool {
+func isPublic(a netip.Addr) bool {
 	a = a.WithZone("").Unmap()
 	if !a.IsGlobalUnicast() || a.IsPrivate() || a.IsLoopback() || a.IsLinkLocalUnicast() || a.IsUnspecified() {
 		return false
