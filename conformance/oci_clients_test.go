@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -151,8 +152,11 @@ func ociWaitSocket(t *testing.T, p *lab.Process, name, socket string) {
 		if !p.Running() {
 			t.Fatalf("%s ended\n%s", name, p.Log())
 		}
-		_, err := os.Stat(socket)
-		return err
+		c, err := net.Dial("unix", socket)
+		if err != nil {
+			return err
+		}
+		return c.Close()
 	})
 }
 

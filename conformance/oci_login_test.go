@@ -1,6 +1,7 @@
 package conformance_test
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -39,19 +40,22 @@ func (g *ociGate) ServeHTTP(w http.ResponseWriter, r *http.Request, next http.Ha
 			return
 		}
 		g.tokens++
-		json.NewEncoder(w).Encode(map[string]any{"token": "for " + r.FormValue("scope"), "expires_in": 300})
+		json.NewEncoder(w).Encode(map[string]any{"token": ociToken(r.FormValue("scope")), "expires_in": 300})
 		return
 	}
 	repo, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v2/"), "/manifests/")
 	repo, _, _ = strings.Cut(repo, "/blobs/")
 	scope := "repository:" + repo + ":pull"
-	if r.Header.Get("Authorization") != "Bearer for "+scope {
+	if r.Header.Get("Authorization") != "Bearer "+ociToken(scope) {
 		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm=%q,service="hub",scope=%q`, g.realm, scope))
 		http.Error(w, `{"errors":[{"code":"UNAUTHORIZED"}]}`, http.StatusUnauthorized)
 		return
 	}
 	next.ServeHTTP(w, r)
 }
+
+// ociToken is what the realm gives for a scope.
+func ociToken(scope string) string { return base64.RawURLEncoding.EncodeToString([]byte(scope)) }
 
 // startGate starts a gate before the registry; realm "" is its own.
 func startGate(t *testing.T, r *lab.Registry, realm string) (*ociGate, string) {
@@ -139,7 +143,7 @@ func TestOCIHostileRealm(t *testing.T) {
 		mu.Lock()
 		defer mu.Unlock()
 		got = append(got, fmt.Sprint(r.Method, r.URL, r.Header["Authorization"], string(body[:n])))
-		fmt.Fprint(w, `{"token":"for repository:library/secret:pull"}`)
+		fmt.Fprintf(w, `{"token":%q}`, ociToken("repository:library/secret:pull"))
 	}))
 	thief.Listener.Close()
 	thief.Listener = l

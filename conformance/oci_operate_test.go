@@ -63,7 +63,11 @@ func TestOCIGracefulStop(t *testing.T) {
 		return nil
 	})
 	client.Wait()
-	b.Stop()
+	select {
+	case <-b.Done():
+	case <-time.After(20 * time.Second):
+		t.Fatal("it runs on with nothing to do")
+	}
 	if code := b.ExitCode(); code != 0 {
 		t.Errorf("ended with status %d\n%s", code, b.Log())
 	}
@@ -78,7 +82,7 @@ func TestOCIGracefulStop(t *testing.T) {
 func TestOCIObservable(t *testing.T) {
 	t.Parallel()
 	b := startOCI(t, "")
-	blob := lab.Noise("observable", mib)
+	blob := lab.Noise("observable", 5*mib)
 	small := []byte("a small layer")
 	digests := b.pushBlobs(t, "library/seen:1", blob, small)
 	status := func(path string) string {

@@ -41,6 +41,8 @@ func ociConfig(more string, upstreams ...string) string {
 	for i := 0; i < len(upstreams); i += 2 {
 		grants += fmt.Sprintf(", %q", "pull oci:"+upstreams[i]+"/*")
 	}
+	// No npm upstream to find: these tests are about images.
+	b.WriteString("npm: {upstreams: {none: {url: \"http://127.0.0.1:1\"}}}\n")
 	fmt.Fprintf(&b, "access:\n  anonymous: [%s]\n%s\n", grants, more)
 	return b.String()
 }

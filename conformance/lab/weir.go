@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -15,7 +16,7 @@ import (
 )
 
 const (
-	// weirReady is how long weir may take until it listens; a race-enabled
+	// weirReady is how long weir may take until it is ready; a race-enabled
 	// build on a busy machine has been seen to take seconds.
 	weirReady = 20 * time.Second
 )
@@ -64,7 +65,7 @@ func Binary(t testing.TB) string {
 	return bin
 }
 
-// StartWeir starts weir and waits until it listens. config is the YAML of its
+// StartWeir starts weir and waits until it is ready. config is the YAML of its
 // configuration without listen, ops and data, which are set here: two free
 // loopback ports and a new directory.
 func StartWeir(t testing.TB, config string) *Weir {
@@ -100,15 +101,22 @@ func (w *Weir) Configure(config string) {
 	}
 }
 
-// Start starts weir, which must not be running, and waits until it listens.
+// Start starts weir, which must not be running, and waits until it is ready.
 func (w *Weir) Start() {
 	w.t.Helper()
 	w.Process = Start(w.t, Command{Path: w.bin, Args: []string{"serve", "-c", w.Config}})
-	w.ready(weirReady, "listen on "+w.Addr, func() error {
-		if err := accepts(w.Addr); err != nil {
+	// weir listens before it has opened what it keeps, so that early clients
+	// wait instead of being refused: it is up when it says that it is.
+	w.ready(weirReady, "be ready on "+w.Addr, func() error {
+		resp, err := http.Get("http://" + w.Ops + "/readyz")
+		if err != nil {
 			return err
 		}
-		return accepts(w.Ops)
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			return errors.New(resp.Status)
+		}
+		return accepts(w.Addr)
 	})
 }
 
