@@ -1,14 +1,12 @@
 package cachetiers
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -55,6 +53,11 @@ type Disk struct {
 	inFlight int64                    // guarded by mu; bytes reserved by stages
 	seq      uint64                   // guarded by mu; names for staged files
 	trash    []string                 // guarded by mu; files to remove once it is not held
+	gone     map[digest.Digest]bool   // guarded by mu; removed since loading began, nil once it is over
+
+	loaded chan struct{} // closed when the index is whole
+	stop   chan struct{} // closed by Close
+	once   sync.Once
 }
 
 var _ registry.Store = (*Disk)(nil)
@@ -69,8 +72,11 @@ type entry struct {
 }
 
 // OpenDisk opens the store in directory root, which it makes if need be. The
-// caller sees to it that no other process uses it. Files left over from fills
-// that were cut off are removed.
+// caller sees to it that no other process uses it, and calls Close. Files left
+// over from fills that were cut off are removed.
+//
+// The store works at once, however many blobs an earlier run left: until the
+// index of them is whole, a blob that is not in it is looked for on the disk.
 func OpenDisk(root string, o DiskOptions) (*Disk, error) {
 	if o.Limit <= 0 {
 		return nil, registry.Errorf(registry.ErrInvalid, "a disk tier needs a limit")
@@ -84,69 +90,37 @@ func OpenDisk(root string, o DiskOptions) (*Disk, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	d := &Disk{root: root, o: o, entries: make(map[digest.Digest]*entry)}
+	d := &Disk{root: root, o: o, entries: make(map[digest.Digest]*entry), gone: make(map[digest.Digest]bool),
+		loaded: make(chan struct{}), stop: make(chan struct{})}
 	if err := os.RemoveAll(d.staging()); err != nil {
 		return nil, registry.Wrap(registry.ErrNoRoom, err, "clear the disk tier's unfinished files")
 	}
-	if err := os.MkdirAll(d.staging(), 0o700); err != nil {
-		return nil, registry.Wrap(registry.ErrNoRoom, err, "make the disk tier's directory")
+	for _, dir := range []string{d.staging(), d.blobs()} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, registry.Wrap(registry.ErrNoRoom, err, "make the disk tier's directory")
+		}
 	}
-	if err := d.load(); err != nil {
-		return nil, err
-	}
-	d.mu.Lock()
-	defer d.unlock()
-	d.shrinkLocked(o.Limit)
+	go d.load()
 	return d, nil
 }
 
 func (d *Disk) staging() string { return filepath.Join(d.root, "staging") }
+func (d *Disk) blobs() string   { return filepath.Join(d.root, "blobs") }
 
 // path is where a blob is: blobs/sha256/ab/abcdef….
 func (d *Disk) path(dg digest.Digest) string {
 	alg, hexes, _ := strings.Cut(string(dg), ":")
-	return filepath.Join(d.root, "blobs", alg, hexes[:2], hexes)
+	return filepath.Join(d.blobs(), alg, hexes[:2], hexes)
 }
 
-// load finds what an earlier run left, oldest first.
-func (d *Disk) load() error {
-	type found struct {
-		*entry
-		at time.Time
-	}
-	var all []found
-	top := filepath.Join(d.root, "blobs")
-	err := filepath.WalkDir(top, func(path string, de fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil || !de.Type().IsRegular() {
-			return err
-		}
-		info, err := de.Info()
-		if err != nil {
-			return nil // gone since, or unreadable: then it is not served either
-		}
-		alg := filepath.Base(filepath.Dir(filepath.Dir(path)))
-		dg := digest.Digest(alg + ":" + de.Name())
-		if !registry.ValidDigest(dg) || d.path(dg) != path {
-			d.o.Log.Warn("a file that is not a blob is in the disk tier", "path", path)
-			return nil
-		}
-		all = append(all, found{&entry{digest: dg, size: info.Size()}, info.ModTime()})
-		return nil
-	})
-	if err != nil {
-		return registry.Wrap(registry.ErrUnavailable, err, "read the disk tier")
-	}
-	slices.SortFunc(all, func(a, b found) int {
-		return cmp.Or(a.at.Compare(b.at), strings.Compare(string(a.digest), string(b.digest)))
-	})
-	for _, f := range all {
-		d.entries[f.digest] = f.entry
-		d.order.push(f.entry)
-		d.used += f.size
-	}
+// Loaded is closed when the index is whole: then Bytes and Len are right, and
+// the limit holds for what an earlier run left too.
+func (d *Disk) Loaded() <-chan struct{} { return d.loaded }
+
+// Close ends the background work. What is open can be read on.
+func (d *Disk) Close() error {
+	d.once.Do(func() { close(d.stop) })
+	<-d.loaded
 	return nil
 }
 
@@ -168,6 +142,9 @@ func (d *Disk) Len() int {
 func (d *Disk) Open(_ context.Context, w registry.Want) (registry.Blob, error) {
 	d.mu.Lock()
 	e := d.entries[w.Digest]
+	if e == nil && d.gone != nil {
+		e = d.lateLocked(w.Digest)
+	}
 	if e != nil {
 		e.used = true
 	}
@@ -219,6 +196,9 @@ func (d *Disk) removeLocked(e *entry) {
 	delete(d.entries, e.digest)
 	d.order.remove(e)
 	d.used -= e.size
+	if d.gone != nil {
+		d.gone[e.digest] = true
+	}
 	path, aside := d.path(e.digest), d.nextLocked()
 	switch err := os.Rename(path, aside); {
 	case err == nil:

@@ -72,6 +72,7 @@ func TestDiskIsWarmAfterRestart(t *testing.T) {
 	}
 	used := d.Bytes()
 	d = openDisk(t, dir, 1<<30)
+	<-d.Loaded()
 	if d.Len() != 50 || d.Bytes() != used {
 		t.Errorf("%d blobs and %d bytes after a restart, want 50 and %d", d.Len(), d.Bytes(), used)
 	}
@@ -257,6 +258,38 @@ func TestBiggerThanTheDisk(t *testing.T) {
 	}
 	if _, err := d.Open(context.Background(), small); err != nil {
 		t.Errorf("a blob that fits made way: %v", err)
+	}
+}
+
+// TestDiskServesWhileItLoads: a blob that the index does not have yet is
+// found, counted once, and one that was dropped meanwhile stays dropped.
+func TestDiskServesWhileItLoads(t *testing.T) {
+	dir := t.TempDir()
+	d := openDisk(t, dir, 1<<30)
+	var wants []registry.Want
+	for i := range 400 {
+		wants = append(wants, store(t, d, conformance.Bytes(uint64(i), 100)))
+	}
+	used := d.Bytes()
+	for range 20 {
+		d = openDisk(t, dir, 1<<30)
+		for i, w := range wants {
+			if got, err := readErr(d, w); err != nil || !bytes.Equal(got, conformance.Bytes(uint64(i), 100)) {
+				t.Fatalf("blob %d: %v", i, err)
+			}
+		}
+		<-d.Loaded()
+		if d.Bytes() != used || d.Len() != 400 {
+			t.Fatalf("%d blobs, %d bytes, want 400 and %d", d.Len(), d.Bytes(), used)
+		}
+	}
+	d = openDisk(t, dir, used/2)
+	<-d.Loaded()
+	if d.Bytes() > used/2 {
+		t.Errorf("%d bytes under a limit that is now %d", d.Bytes(), used/2)
+	}
+	if _, total := files(t, filepath.Join(dir, "blobs")); total != d.Bytes() {
+		t.Errorf("the index says %d bytes, the disk %d", d.Bytes(), total)
 	}
 }
 

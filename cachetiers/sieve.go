@@ -20,6 +20,18 @@ func (s *sieve) push(e *entry) {
 	}
 }
 
+// pushOld puts e behind all others.
+func (s *sieve) pushOld(e *entry) {
+	e.older, e.newer = nil, s.tail
+	if s.tail != nil {
+		s.tail.older = e
+	}
+	s.tail = e
+	if s.head == nil {
+		s.head = e
+	}
+}
+
 func (s *sieve) remove(e *entry) {
 	if s.hand == e {
 		s.hand = e.newer

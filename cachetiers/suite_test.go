@@ -22,6 +22,7 @@ func openDisk(t *testing.T, dir string, limit int64) *cachetiers.Disk {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { d.Close() })
 	return d
 }
 

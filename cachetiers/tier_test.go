@@ -213,7 +213,7 @@ func TestFirstReaderLeaves(t *testing.T) {
 func TestClientComesBack(t *testing.T) {
 	dir := openDisk(t, t.TempDir(), 1<<30)
 	synctest.Test(t, func(t *testing.T) {
-		data := conformance.Bytes(4, 64<<20)
+		data := conformance.Bytes(4, 36<<20)
 		f := &far{data: data, chunk: 1 << 20, step: slow(time.Second)}
 		tier := cachetiers.NewTier(dir, f, cachetiers.Options{})
 		b, err := tier.Open(context.Background(), want(data, 0, -1))
@@ -237,7 +237,7 @@ func TestClientComesBack(t *testing.T) {
 func TestAbandoned(t *testing.T) {
 	dir := openDisk(t, t.TempDir(), 1<<30)
 	synctest.Test(t, func(t *testing.T) {
-		data := conformance.Bytes(5, 128<<20)
+		data := conformance.Bytes(5, 40<<20)
 		f := &far{data: data, chunk: 1 << 20, step: slow(time.Second)}
 		tier := cachetiers.NewTier(dir, f, cachetiers.Options{Linger: 5 * time.Second})
 		b, err := tier.Open(context.Background(), want(data, 0, -1))
