@@ -19,7 +19,8 @@ import (
 // An ociGate lets nobody through to the registry behind it who has not got a
 // token from its realm, and the realm gives one only for its password.
 type ociGate struct {
-	realm string // where it sends those without a token
+	realm string       // where it sends those without a token
+	blobs http.Handler // answers for blobs in the registry's place; nil: the registry does
 
 	mu     sync.Mutex
 	tokens int      // guarded by mu; given away
@@ -50,6 +51,9 @@ func (g *ociGate) ServeHTTP(w http.ResponseWriter, r *http.Request, next http.Ha
 		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm=%q,service="hub",scope=%q`, g.realm, scope))
 		http.Error(w, `{"errors":[{"code":"UNAUTHORIZED"}]}`, http.StatusUnauthorized)
 		return
+	}
+	if g.blobs != nil && strings.Contains(r.URL.Path, "/blobs/") {
+		next = g.blobs
 	}
 	next.ServeHTTP(w, r)
 }
@@ -161,6 +165,45 @@ func TestOCIHostileRealm(t *testing.T) {
 	for _, req := range got {
 		if strings.Contains(req, "Basic") || strings.Contains(req, "password") || strings.Contains(req, "correct") {
 			t.Errorf("the password went to another host: %s", req)
+		}
+	}
+}
+
+// TestOCIRedirectedBlobs puts weir before a registry that sends it elsewhere
+// for its blobs, as most do: weir follows where its configuration lets it, and
+// takes no credentials along.
+func TestOCIRedirectedBlobs(t *testing.T) {
+	t.Parallel()
+	r := lab.StartRegistry(t)
+	store := lab.StartProxy(t, r.URL)
+	g, url := startGate(t, r, "")
+	g.blobs = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, store.URL+r.URL.Path+"?signature=1", http.StatusTemporaryRedirect)
+	})
+	blob := lab.Noise("redirected", 3*mib)
+	img := lab.MakeBlobs(t, blob)
+	lab.Push(t, r.Addr, "library/secret:1", img)
+	for name, redirects := range map[string]string{"allowed": `["127.0.0.1:*"]`, "not allowed": `[]`} {
+		store.Reset()
+		config := strings.Replace(ociLogin(url, ociPassword), "username:", "redirects: "+redirects+", username:", 1)
+		b := &ociBench{Weir: lab.StartWeir(t, config), registry: r, client: ociClient(t)}
+		b.learn(t, "library/secret", "1")
+		a := b.ask(t, "GET", "/v2/library/secret/blobs/"+ociDigest(blob))
+		if name == "not allowed" {
+			if n := store.Count("", ""); a.status != 503 && a.status != 502 || n != 0 {
+				t.Errorf("%s: %d (%.200q), and %d requests arrived there", name, a.status, a.body, n)
+			}
+			continue
+		}
+		a.right(t, name, 200, blob)
+		b.ask(t, "GET", "/v2/library/secret/blobs/"+ociDigest(blob)).right(t, "cached", 200, blob)
+		for _, s := range store.Seen("", "") {
+			if s.Header.Get("Authorization") != "" {
+				t.Errorf("the token went along to another host")
+			}
+		}
+		if n := store.Bytes("", ""); n != int64(len(blob)) {
+			t.Errorf("%d bytes were fetched of %d", n, len(blob))
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/registry"
@@ -143,6 +144,36 @@ func TestOCIManifestsAsTheyCame(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestOCILargeManifest pulls a manifest of nearly 4 MiB, the most that clients
+// and registries take, at once by many.
+func TestOCILargeManifest(t *testing.T) {
+	t.Parallel()
+	b := startOCI(t, "")
+	img := mutate.Annotations(lab.MakeBlobs(t, []byte("of a large manifest")),
+		map[string]string{"large": strings.Repeat("annotation ", 3_900_000/11)}).(v1.Image)
+	lab.Push(t, b.registry.Addr, "library/large:1", img)
+	raw, err := img.RawManifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.proxy.Reset()
+	var all sync.WaitGroup
+	for range 20 {
+		all.Go(func() {
+			a, err := ociAsk(b.client, "GET", b.URL+"/v2/library/large/manifests/1")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			a.right(t, "large", 200, raw)
+		})
+	}
+	all.Wait()
+	if n := b.proxy.Count("GET", "/manifests/"); n != 1 {
+		t.Errorf("%d upstream GETs for one manifest:\n%s", n, b.proxy.Story())
 	}
 }
 

@@ -104,7 +104,9 @@ func (w *Weir) Configure(config string) {
 // Start starts weir, which must not be running, and waits until it is ready.
 func (w *Weir) Start() {
 	w.t.Helper()
-	w.Process = Start(w.t, Command{Path: w.bin, Args: []string{"serve", "-c", w.Config}})
+	p := Start(w.t, Command{Path: w.bin, Args: []string{"serve", "-c", w.Config}})
+	w.Process = p
+	w.t.Cleanup(func() { p.Stop(); p.sound() })
 	// weir listens before it has opened what it keeps, so that early clients
 	// wait instead of being refused: it is up when it says that it is.
 	w.ready(weirReady, "be ready on "+w.Addr, func() error {
@@ -118,6 +120,18 @@ func (w *Weir) Start() {
 		}
 		return accepts(w.Addr)
 	})
+}
+
+// sound fails the test if the log has what no test may cause: a data race (of
+// a binary built with -race) or a panic.
+func (p *Process) sound() {
+	p.t.Helper()
+	log := p.Log()
+	for _, sign := range []string{"WARNING: DATA RACE", "panic: ", "fatal error: "} {
+		if _, after, ok := strings.Cut(log, sign); ok {
+			p.t.Errorf("%s (pid %d): %s%s", p.name, p.Pid(), sign, after[:min(len(after), logTail)])
+		}
+	}
 }
 
 // Restart stops weir as an operator would and starts it again on the same
