@@ -100,8 +100,11 @@ func fail(w http.ResponseWriter, r *http.Request, k kind, err error) {
 // A HEAD's answer has the same fields and no body.
 func refuse(w http.ResponseWriter, r *http.Request, code int, id errcode.ErrorCode, message string) {
 	h := w.Header()
-	for _, name := range []string{"Etag", "Accept-Ranges", "Cache-Control", "Docker-Content-Digest", "Content-Range", "Link"} {
+	for _, name := range []string{"Etag", "Accept-Ranges", "Cache-Control", "Docker-Content-Digest", "Link"} {
 		h.Del(name)
+	}
+	if code != http.StatusRequestedRangeNotSatisfiable {
+		h.Del("Content-Range")
 	}
 	if h.Get("Cache-Status") == "" {
 		reply.Record(w, registry.Via{Detail: "refused"})

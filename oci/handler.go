@@ -218,6 +218,9 @@ func (h *handler) blob(w http.ResponseWriter, r *http.Request, req *request) err
 	if err != nil {
 		return err
 	}
+	if r.Header.Get("Range") != "" {
+		w = ranged{w, r}
+	}
 	head := w.Header()
 	head.Set("Content-Type", octetStream)
 	head.Set("Docker-Content-Digest", req.ref)

@@ -174,7 +174,9 @@ func TestBlob(t *testing.T) {
 		}
 	}
 	for _, r := range []string{"bytes=900000-", "bytes=500-0"} {
-		if rec := w.do("GET", at, "Range", r); rec.Code != 416 || rec.Header().Get("Content-Range") != fmt.Sprintf("bytes */%d", len(whole)) {
+		rec := w.do("GET", at, "Range", r)
+		w.check(rec, r, 416, "RANGE_INVALID")
+		if rec.Header().Get("Content-Range") != fmt.Sprintf("bytes */%d", len(whole)) {
 			t.Errorf("%s: %d %v", r, rec.Code, rec.Header())
 		}
 	}
