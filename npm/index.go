@@ -25,7 +25,7 @@ import (
 const (
 	indexVersion = "V"
 	indexTag     = "T"
-	indexLine    = 16 << 10 // more than the fields' limits together
+	indexBuffer  = 64 << 10 // several times more than the fields' limits together
 	maxAddress   = 8 << 10
 )
 
@@ -109,21 +109,45 @@ type entry struct {
 }
 
 // lines gives the fields of every line of an index that contains the given
-// text.
+// text. It looks for the text in a buffer of many lines at a time: an index of
+// ten thousand versions is read for every tarball that is asked for.
 func lines(index io.Reader, containing string, yield func(fields []string) bool) error {
-	r := bufio.NewReaderSize(index, indexLine)
 	needle := []byte(containing)
+	buf := make([]byte, 0, indexBuffer)
 	for {
-		line, err := r.ReadSlice('\n')
-		if err == io.EOF && len(line) == 0 {
+		n, err := index.Read(buf[len(buf):cap(buf)])
+		buf = buf[:len(buf)+n]
+		whole := bytes.LastIndexByte(buf, '\n') + 1
+		if (err != nil || len(buf) == cap(buf)) && !linesIn(buf[:whole], needle, yield) {
 			return nil
 		}
-		if err != nil {
+		switch {
+		case err == io.EOF && whole == len(buf):
+			return nil
+		case err == io.EOF || err == nil && whole == 0 && len(buf) == cap(buf):
+			return registry.Errorf(registry.ErrUnavailable, "a packument's index ends in the middle of a line")
+		case err != nil:
 			return registry.Wrap(registry.ErrUnavailable, err, "read a packument's index")
 		}
-		if bytes.Contains(line, needle) && !yield(strings.Split(string(line[:len(line)-1]), "\t")) {
-			return nil
+		if len(buf) == cap(buf) {
+			buf = buf[:copy(buf, buf[whole:])]
 		}
+	}
+}
+
+// linesIn is lines for whole lines in memory; it reports whether to go on.
+func linesIn(text, needle []byte, yield func(fields []string) bool) bool {
+	for {
+		at := bytes.Index(text, needle)
+		if at < 0 || len(text) == 0 {
+			return true
+		}
+		begin := bytes.LastIndexByte(text[:at], '\n') + 1
+		end := at + bytes.IndexByte(text[at:], '\n')
+		if !yield(strings.Split(string(text[begin:end]), "\t")) {
+			return false
+		}
+		text = text[end+1:]
 	}
 }
 
@@ -144,9 +168,9 @@ func findFile(index io.Reader, pkg, file string) (found entry, ok bool, err erro
 	version, usual := strings.CutPrefix(file, unscoped(pkg)+"-")
 	version, tgz := strings.CutSuffix(version, ".tgz")
 	usual = usual && tgz
-	needle := file
+	needle := "\t" + file + "\t"
 	if usual {
-		needle = version // in the file's name too
+		needle = version + ".tgz\t" // so ends every file name of that version
 	}
 	best := 0
 	err = lines(index, needle, func(f []string) bool {
@@ -172,7 +196,7 @@ func findFile(index io.Reader, pkg, file string) (found entry, ok bool, err erro
 // findVersion looks a version up in an index, or a tag: then version is what
 // the tag stands for, which has to be looked up in its turn.
 func findVersion(index io.Reader, ref string) (found entry, tagged string, ok bool, err error) {
-	err = lines(index, ref, func(f []string) bool {
+	err = lines(index, "\t"+ref+"\t", func(f []string) bool {
 		if len(f) == 3 && f[0] == indexTag && f[1] == ref {
 			tagged = f[2]
 		}

@@ -101,7 +101,22 @@ func (n *node) do(method, path string, body []byte, header ...string) answer {
 	return a
 }
 
+// try is do for what may fail.
 func (n *node) try(method, path string, body []byte, header ...string) (answer, error) {
+	a, err := n.tryRaw(method, path, body, header...)
+	if err != nil || a.Header.Get("Content-Encoding") != "gzip" || len(a.raw) == 0 {
+		return a, err
+	}
+	z, err := gzip.NewReader(bytes.NewReader(a.raw))
+	if err != nil {
+		return a, err
+	}
+	a.body, err = io.ReadAll(z)
+	return a, err
+}
+
+// tryRaw is try that leaves the body as it came.
+func (n *node) tryRaw(method, path string, body []byte, header ...string) (answer, error) {
 	req, err := http.NewRequest(method, n.url+path, bytes.NewReader(body))
 	if err != nil {
 		return answer{}, err
@@ -123,15 +138,6 @@ func (n *node) try(method, path string, body []byte, header ...string) (answer, 
 		return a, err
 	}
 	a.body = a.raw
-	if resp.Header.Get("Content-Encoding") == "gzip" && len(a.raw) > 0 {
-		z, err := gzip.NewReader(bytes.NewReader(a.raw))
-		if err != nil {
-			return a, err
-		}
-		if a.body, err = io.ReadAll(z); err != nil {
-			return a, err
-		}
-	}
 	return a, nil
 }
 
