@@ -10,6 +10,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/weir-registry/weir/registry"
 )
 
 // tokens is a token server and the guard of a registry that believes it.
@@ -308,6 +310,26 @@ func TestTokenServerFails(t *testing.T) {
 			t.Errorf("took %v", took)
 		}
 		synctest.Wait()
+	})
+}
+
+// TestSlowConversation: answers that are each in time do not add up to a hang.
+func TestSlowConversation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, up, _ := guarded(t, "", "", nil, bearer)
+		challenge := up.wrap
+		up.set(func(rw http.ResponseWriter, r *http.Request) bool {
+			select {
+			case <-time.After(14 * time.Second):
+			case <-r.Context().Done():
+			}
+			return challenge(rw, r)
+		})
+		begun := time.Now()
+		_, err := w.ups.remotes[hub].do(t.Context(), "GET", "library/a", "manifests/x", nil)
+		if registry.KindOf(err) != registry.ErrUnavailable || registry.Public(err) != "docker.io does not answer" || time.Since(begun) != askTime {
+			t.Errorf("after %v: %v, public %q", time.Since(begun), err, registry.Public(err))
+		}
 	})
 }
 

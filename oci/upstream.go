@@ -2,6 +2,7 @@ package oci
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -202,10 +203,48 @@ const (
 	referrersRef = "referrers/"
 )
 
+// askTime is how long it may take until the header of the last answer, with the
+// token and all: clients of a mirror give up after some 30 s.
+const askTime = 20 * time.Second
+
 // do sends one request about repo and answers the upstream's challenge if it
 // has one. what is the path behind the repository's, or an absolute URL of the
-// same registry. Every status is a success.
+// same registry. Every status is a success. ctx governs the body too.
 func (rm *remote) do(ctx context.Context, method, repo, what string, header http.Header) (*http.Response, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	slow := time.AfterFunc(askTime, cancel)
+	resp, err := rm.converse(ctx, method, repo, what, header)
+	late := !slow.Stop()
+	if late && err == nil {
+		resp.Body.Close()
+		err = context.DeadlineExceeded
+	}
+	if err != nil {
+		cancel()
+		if late {
+			err = &registry.Error{Kind: registry.ErrUnavailable, Text: "ask " + rm.name, Public: rm.name + " does not answer", Err: err}
+		}
+		return nil, err
+	}
+	resp.Body = governed{resp.Body, cancel}
+	return resp, nil
+}
+
+// governed is a body whose context ends with it.
+type governed struct {
+	io.ReadCloser
+	cancel context.CancelFunc
+}
+
+// Close implements io.Closer.
+func (g governed) Close() error {
+	defer g.cancel()
+	return g.ReadCloser.Close()
+}
+
+// converse is the exchange that a question takes: two requests, if the first
+// is answered by a challenge that can be met.
+func (rm *remote) converse(ctx context.Context, method, repo, what string, header http.Header) (*http.Response, error) {
 	target := what
 	if !strings.Contains(what, "://") {
 		u := rm.client.Base()
@@ -233,14 +272,13 @@ func (rm *remote) do(ctx context.Context, method, repo, what string, header http
 			return resp, nil
 		}
 		again, err := rm.auth.challenged(resp.Header.Values("Www-Authenticate"), repo, used)
-		if err != nil || !again {
-			if err == nil {
-				return resp, nil
-			}
-			resp.Body.Close()
+		if err == nil && !again {
+			return resp, nil
+		}
+		outbound.Discard(resp)
+		if err != nil {
 			return nil, err
 		}
-		resp.Body.Close()
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/http"
 	"sync/atomic"
 	"time"
 
@@ -23,13 +24,16 @@ type body struct {
 	url    string // for the log
 }
 
+func newBody(ctx context.Context, c *Client, resp *http.Response, cancel context.CancelCauseFunc, url string) *body {
+	b := &body{rc: resp.Body, c: c, idle: c.o.IdleTimeout, ctx: ctx, cancel: cancel, url: url}
+	b.timer = time.AfterFunc(b.idle, func() { b.silent.Store(true); cancel(errSilent) })
+	b.timer.Stop()
+	return b
+}
+
 // Read implements io.Reader.
 func (b *body) Read(p []byte) (int, error) {
-	if b.timer == nil {
-		b.timer = time.AfterFunc(b.idle, func() { b.silent.Store(true); b.cancel(errSilent) })
-	} else {
-		b.timer.Reset(b.idle)
-	}
+	b.timer.Reset(b.idle)
 	n, err := b.rc.Read(p)
 	b.timer.Stop()
 	if err != nil && err != io.EOF {
@@ -51,11 +55,9 @@ func (b *body) failed(err error) error {
 	return &registry.Error{Kind: registry.ErrUnavailable, Text: b.c.o.Name + ": read " + b.url, Public: public, Err: err}
 }
 
-// Close implements io.Closer.
+// Close implements io.Closer. It may be called during a Read, which it ends.
 func (b *body) Close() error {
-	if b.timer != nil {
-		b.timer.Stop()
-	}
+	b.timer.Stop()
 	err := b.rc.Close()
 	b.cancel(nil)
 	return err

@@ -148,7 +148,7 @@ func (c *Client) Do(ctx context.Context, req *http.Request) (*http.Response, err
 		cancel(nil)
 		return nil, c.unanswered(req, err)
 	}
-	resp.Body = &body{rc: resp.Body, c: c, idle: c.o.IdleTimeout, cancel: cancel, ctx: bodyCtx, url: req.URL.Redacted()}
+	resp.Body = newBody(bodyCtx, c, resp, cancel, req.URL.Redacted())
 	return resp, nil
 }
 

@@ -407,6 +407,53 @@ func TestIdleBody(t *testing.T) {
 	})
 }
 
+// TestDrippingError: an error's body is not worth waiting for.
+func TestDrippingError(t *testing.T) {
+	stop := make(chan struct{})
+	base := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(503)
+		io.WriteString(w, "why")
+		http.NewResponseController(w).Flush()
+		<-stop
+	})
+	defer close(stop)
+	c := client(t, base.URL, Options{})
+	resp, err := get(t, c, base.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun := time.Now()
+	err = c.Check(resp, "testing")
+	if !errors.Is(err, registry.ErrUnavailable) || !strings.Contains(err.Error(), "why") || time.Since(begun) > 10*time.Second {
+		t.Errorf("after %v: %v", time.Since(begun), err)
+	}
+}
+
+func TestDiscardKeepsTheConnection(t *testing.T) {
+	var mu sync.Mutex
+	conns := map[string]bool{}
+	base := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		conns[r.RemoteAddr] = true
+		mu.Unlock()
+		w.WriteHeader(401)
+		io.WriteString(w, strings.Repeat("no ", 5000))
+	})
+	c := client(t, base.URL, Options{})
+	for range 3 {
+		resp, err := get(t, c, base.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		Discard(resp)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(conns) != 1 {
+		t.Errorf("%d connections", len(conns))
+	}
+}
+
 func TestCallerGivesUp(t *testing.T) {
 	reached, stop := make(chan struct{}), make(chan struct{})
 	base := serve(t, func(w http.ResponseWriter, r *http.Request) { close(reached); <-stop })

@@ -15,6 +15,12 @@ import (
 // overflows.
 const longestAfter = 24 * time.Hour
 
+// How much of an unwanted body is read for the connection's sake, and how long.
+const (
+	discardBytes = 64 << 10
+	discardTime  = 2 * time.Second
+)
+
 // Check turns a status into a kind: nil for 2xx, else
 //
 //	404, 410  ErrNotFound
@@ -31,9 +37,7 @@ func (c *Client) Check(resp *http.Response, doing string) error {
 	if resp.StatusCode >= 200 && resp.StatusCode <= 299 {
 		return nil
 	}
-	said, _ := io.ReadAll(io.LimitReader(resp.Body, 512))
-	io.CopyN(io.Discard, resp.Body, 64<<10)
-	resp.Body.Close()
+	said := discard(resp)
 	e := &registry.Error{
 		Text:  fmt.Sprintf("%s: %s answered %d %q", doing, c.o.Name, resp.StatusCode, said),
 		After: retryAfter(resp.Header.Get("Retry-After"), time.Now()),
@@ -54,6 +58,21 @@ func (c *Client) Check(resp *http.Response, doing string) error {
 		e.Public = strings.TrimSpace(fmt.Sprintf("%s answers %d %s", c.o.Name, resp.StatusCode, http.StatusText(resp.StatusCode)))
 	}
 	return e
+}
+
+// Discard gives up what is left of a response: it reads a little of it, so that
+// the connection can be used again, but not for long, and closes it.
+func Discard(resp *http.Response) { discard(resp) }
+
+// discard gives the beginning of what it discards.
+func discard(resp *http.Response) []byte {
+	defer time.AfterFunc(discardTime, func() { resp.Body.Close() }).Stop()
+	said, err := io.ReadAll(io.LimitReader(resp.Body, 512))
+	if err == nil && resp.ContentLength < discardBytes {
+		_, _ = io.CopyN(io.Discard, resp.Body, discardBytes)
+	}
+	resp.Body.Close()
+	return said
 }
 
 // retryAfter reads seconds or an HTTP date (RFC 9110 section 10.2.3); zero if
