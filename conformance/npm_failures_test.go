@@ -22,8 +22,8 @@ var upstreamFaults = []struct {
 	tarred bool // it is a fault of a tarball's answer too
 }{
 	{"500", npmlab.Fault{Status: 500, Body: `{"error":"Internal"}`}, []int{502, 503, 504}, true},
-	{"503", npmlab.Fault{Status: 503, Header: map[string]string{"Retry-After": "11"}}, []int{503}, true},
-	{"429", npmlab.Fault{Status: 429, Header: map[string]string{"Retry-After": "7"}, Body: "slow down"}, []int{429, 503}, true},
+	{"503", npmlab.Fault{Status: 503, Header: map[string]string{"Retry-After": "3"}}, []int{503}, true},
+	{"429", npmlab.Fault{Status: 429, Header: map[string]string{"Retry-After": "2"}, Body: "slow down"}, []int{429, 503}, true},
 	{"401", npmlab.Fault{Status: 401, Header: map[string]string{"Www-Authenticate": "Basic"}}, []int{401, 403, 502, 503}, true},
 	{"403", npmlab.Fault{Status: 403}, []int{403, 502, 503}, true},
 	{"portal", npmlab.Fault{Status: 200, Header: map[string]string{"Content-Type": "text/html; charset=utf-8"},

@@ -136,7 +136,9 @@ func readLarge(t *testing.T, w *lab.Weir, least int) time.Duration {
 	return time.Since(start)
 }
 
-// fetchSum reads an answer without keeping it.
+// fetchSum reads an answer without keeping it. Told to come back later, which
+// a slow machine may be while the document is on its way, it does, as clients
+// do.
 func fetchSum(url, encoding string) (sum string, n int64, err error) {
 	req, err := http.NewRequest("GET", url, nil)
 	if err != nil {
@@ -144,17 +146,23 @@ func fetchSum(url, encoding string) (sum string, n int64, err error) {
 	}
 	req.Header.Set("Accept-Encoding", encoding)
 	client := &http.Client{Transport: plainTransport, Timeout: 3 * time.Minute}
-	resp, err := client.Do(req)
-	if err != nil {
-		return "", 0, err
+	for try := 0; ; try++ {
+		resp, err := client.Do(req)
+		if err != nil {
+			return "", 0, err
+		}
+		defer resp.Body.Close()
+		later, _ := strconv.Atoi(resp.Header.Get("Retry-After"))
+		switch {
+		case resp.StatusCode == http.StatusOK:
+			h := sha256.New()
+			n, err = io.Copy(h, resp.Body)
+			return hex.EncodeToString(h.Sum(nil)), n, err
+		case resp.StatusCode != http.StatusServiceUnavailable || later < 1 || try == 5:
+			return "", 0, fmt.Errorf("%s, Retry-After %d, after %d tries", resp.Status, later, try)
+		}
+		<-time.After(time.Duration(later) * time.Second)
 	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return "", 0, fmt.Errorf("%s", resp.Status)
-	}
-	h := sha256.New()
-	n, err = io.Copy(h, resp.Body)
-	return hex.EncodeToString(h.Sum(nil)), n, err
 }
 
 // peakMemory is the most memory that a process has had at any time, in bytes.
