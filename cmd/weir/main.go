@@ -64,6 +64,7 @@ func noArgs(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
+	cmd.SuggestionsMinimumDistance = 2
 	if s := cmd.SuggestionsFor(args[0]); len(s) > 0 {
 		return usageError{fmt.Errorf("there is no command %q; did you mean %q?", args[0], s[0])}
 	}

@@ -68,6 +68,11 @@ func serve(ctx context.Context, f serveFlags, stdout, stderr io.Writer) error {
 	if f.data != "" {
 		c.Data = f.data
 	}
+	if f.registry != "" {
+		if err := checkURL("--registry", f.registry); err != nil {
+			return err
+		}
+	}
 	if err := c.check(); err != nil {
 		return err
 	}

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strconv"
 	"strings"
 
 	"github.com/weir-registry/weir/cachetiers"
@@ -122,11 +124,17 @@ func npmOff(why error) http.Handler {
 	if why == nil {
 		why = errors.New("no npm upstream is configured here")
 	}
+	text, err := json.Marshal(map[string]string{"error": "npm packages are not served here: " + why.Error()})
+	if err != nil {
+		panic(err) // a map of strings
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("Content-Length", strconv.Itoa(len(text)))
 		w.Header().Set("Retry-After", "60")
+		reply.Record(w, registry.Via{})
 		w.WriteHeader(http.StatusServiceUnavailable)
-		fmt.Fprintf(w, "{\"error\":%q}\n", "npm packages are not served here: "+why.Error())
+		w.Write(text)
 	})
 }
 
