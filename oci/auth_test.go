@@ -345,7 +345,7 @@ func TestBadTokens(t *testing.T) {
 // trying for ever.
 func TestStill401(t *testing.T) {
 	w, up, tok := guarded(t, "user", "pass", nil)
-	up.set(status_(401, "Www-Authenticate", bearer))
+	up.set(answers(401, "Www-Authenticate", bearer))
 	w.get("/v2/a/manifests/x", 401, "UNAUTHORIZED")
 	if n := len(up.took()); n != 2 {
 		t.Errorf("%d requests", n)
@@ -383,7 +383,7 @@ func TestClientCredentialsStay(t *testing.T) {
 // TestChallengeOfAnotherHost: a redirect's target cannot ask for credentials.
 func TestChallengeOfAnotherHost(t *testing.T) {
 	evil := newUpstream()
-	evil.set(status_(401, "Www-Authenticate", `Basic realm="x"`))
+	evil.set(answers(401, "Www-Authenticate", `Basic realm="x"`))
 	w, up, _ := guarded(t, "user", "pass", network{"cdn.test": evil})
 	up.set(func(rw http.ResponseWriter, r *http.Request) bool {
 		http.Redirect(rw, r, "https://cdn.test/x", http.StatusTemporaryRedirect)

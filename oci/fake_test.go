@@ -51,9 +51,6 @@ func (n network) RoundTrip(r *http.Request) (*http.Response, error) {
 	resp.Request = r
 	if resp.ContentLength < 0 && rec.Header().Get("Content-Length") == "" && r.Method != http.MethodHead {
 		resp.ContentLength = int64(rec.Body.Len())
-		if rec.Header().Get("X-No-Length") != "" {
-			resp.ContentLength = -1
-		}
 	}
 	if r.Method == http.MethodHead {
 		resp.Body = http.NoBody
@@ -143,7 +140,7 @@ func (u *upstream) set(wrap func(w http.ResponseWriter, r *http.Request) bool) {
 	u.wrap = wrap
 }
 
-func status_(code int, header ...string) func(http.ResponseWriter, *http.Request) bool {
+func answers(code int, header ...string) func(http.ResponseWriter, *http.Request) bool {
 	return func(w http.ResponseWriter, _ *http.Request) bool {
 		for i := 0; i < len(header); i += 2 {
 			w.Header().Set(header[i], header[i+1])

@@ -310,7 +310,7 @@ func TestUpstreamFailures(t *testing.T) {
 	} {
 		for _, target := range []string{"/v2/a/manifests/x", "/v2/a/manifests/" + sha256Of, "/v2/a/blobs/" + sha256Of, "/v2/a/tags/list", "/v2/a/referrers/" + sha256Of} {
 			w, up := one(t)
-			up.set(status_(c.upstream, c.header...))
+			up.set(answers(c.upstream, c.header...))
 			rec := w.get(target, c.code, c.id)
 			if got := rec.Header().Get("Retry-After"); got != c.after {
 				t.Errorf("%d: %s: Retry-After %q, want %q", c.upstream, target, got, c.after)
@@ -344,7 +344,7 @@ func TestUpstreamHangs(t *testing.T) {
 func TestStale(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, fail := range []func(http.ResponseWriter, *http.Request) bool{
-			status_(401), status_(403), status_(429, "Retry-After", "600"), status_(500), status_(503),
+			answers(401), answers(403), answers(429, "Retry-After", "600"), answers(500), answers(503),
 			func(_ http.ResponseWriter, r *http.Request) bool { <-r.Context().Done(); return true },
 		} {
 			w, up := one(t)
@@ -381,7 +381,7 @@ func TestTakenBack(t *testing.T) {
 		delete(up.docs, "library/a/manifests/x")
 		pass(time.Hour)
 		w.get("/v2/a/manifests/x", 404, "MANIFEST_UNKNOWN")
-		up.set(status_(503))
+		up.set(answers(503))
 		pass(time.Minute)
 		w.get("/v2/a/manifests/x", 503, "UNAVAILABLE")
 	})
