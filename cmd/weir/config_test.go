@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -259,6 +260,8 @@ func FuzzConfig(f *testing.F) {
 		if len(text) > 1<<12 {
 			return
 		}
+		slow := time.AfterFunc(5*time.Second, func() { panic(fmt.Sprintf("no end of %q", text)) })
+		defer slow.Stop()
 		c, err := decode(text)
 		if err != nil {
 			if s := oneLine(err); strings.TrimSpace(s) == "" {

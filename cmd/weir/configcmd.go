@@ -1,7 +1,7 @@
 package main
 
 import (
-	"bytes"
+	"encoding"
 	"encoding/json"
 	"fmt"
 	"reflect"
@@ -79,18 +79,52 @@ const masked = "********"
 // showConfig prints c, whose secrets it masks.
 func showConfig(c *Config, format string) ([]byte, error) {
 	mask(reflect.ValueOf(c).Elem())
-	text, err := yaml.MarshalWithOptions(c, yaml.Indent(2), yaml.IndentSequence(true))
-	if err != nil || format == "yaml" {
-		return text, err
+	if format == "yaml" {
+		return yaml.MarshalWithOptions(c, yaml.Indent(2), yaml.IndentSequence(true))
 	}
-	text, err = yaml.YAMLToJSON(text)
+	plain, err := plainValue(reflect.ValueOf(c).Elem())
 	if err != nil {
 		return nil, err
 	}
-	var out bytes.Buffer
-	err = json.Indent(&out, bytes.TrimSpace(text), "", "  ")
-	out.WriteByte('\n')
-	return out.Bytes(), err
+	text, err := json.MarshalIndent(plain, "", "  ")
+	return append(text, '\n'), err
+}
+
+// plainValue is v with the configuration's keys instead of Go's names.
+func plainValue(v reflect.Value) (any, error) {
+	if text, ok := v.Interface().(encoding.TextMarshaler); ok {
+		b, err := text.MarshalText()
+		return string(b), err
+	}
+	switch v.Kind() {
+	case reflect.Pointer:
+		return plainValue(v.Elem())
+	case reflect.Struct:
+		m := map[string]any{}
+		for i := range v.NumField() {
+			key := v.Type().Field(i).Tag.Get("yaml")
+			if key == "" {
+				continue
+			}
+			one, err := plainValue(v.Field(i))
+			if err != nil {
+				return nil, err
+			}
+			m[key] = one
+		}
+		return m, nil
+	case reflect.Map:
+		m := map[string]any{}
+		for _, key := range v.MapKeys() {
+			one, err := plainValue(v.MapIndex(key))
+			if err != nil {
+				return nil, err
+			}
+			m[key.String()] = one
+		}
+		return m, nil
+	}
+	return v.Interface(), nil
 }
 
 // mask replaces every field that is tagged as a secret, in place.

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"sync"
 	"syscall"
@@ -64,6 +65,8 @@ type limitedConn struct {
 	*net.TCPConn
 	release func()
 }
+
+var _ io.ReaderFrom = (*limitedConn)(nil)
 
 // Close implements net.Conn.
 func (c *limitedConn) Close() error {
