@@ -2,6 +2,7 @@ package npm_test
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"net/http"
 	"strings"
@@ -323,4 +324,40 @@ func TestGuard(t *testing.T) {
 	if q := up.Requests("secret"); len(q) != 0 {
 		t.Errorf("%d questions for one who is not entitled", len(q))
 	}
+}
+
+// TestEvicted: what a full store has lost is fetched or made again, and never
+// looks like a package that does not exist.
+func TestEvicted(t *testing.T) {
+	up := lab(t)
+	n := newNode(t, up.URL, nil)
+	left := registry.Name{Space: "npm", Repo: "left"}
+	n.get("/npm/left", "Accept-Encoding", "gzip").is(t, 200)
+	n.get("/npm/left/1.0.0").is(t, 200)
+	n.evict(left)
+	n.get("/npm/left/1.0.0").is(t, 200) // out of the document
+	n.evict(left)
+	n.get("/npm/left", "Accept", corgiAccept).is(t, 200) // a view that was not made before
+	views := 0
+	for name, err := range n.names.List(context.Background(), "npm", "left", "") {
+		if err == nil && strings.HasPrefix(name.Ref, "view/") {
+			views++
+			n.evict(name)
+		}
+	}
+	if views != 3 {
+		t.Errorf("%d views", views)
+	}
+	n.get("/npm/left", "Accept", corgiAccept).is(t, 200)
+	n.get("/npm/left/-/left-1.0.0.tgz").is(t, 200)
+	if q := up.Requests("/left"); len(q) != 4 {
+		t.Errorf("the upstream was asked %d times", len(q))
+	}
+	// And with the upstream gone.
+	n.evict(left)
+	heal := up.Fail(npmlab.Fault{Match: "/left", Status: 500})
+	n.get("/npm/left", "Accept", corgiAccept).is(t, 200)
+	n.get("/npm/left/1.0.0").is(t, 503)
+	n.get("/npm/left").is(t, 503)
+	heal()
 }

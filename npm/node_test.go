@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -39,6 +40,46 @@ type node struct {
 	t     testing.TB
 	url   string
 	names *names.Memory
+	near  *forgetful
+}
+
+// forgetful is a Store that can lose a blob, as one that is full does.
+type forgetful struct {
+	registry.Store
+	lost sync.Map // of digest.Digest, until it is committed again
+}
+
+func (f *forgetful) Open(ctx context.Context, w registry.Want) (registry.Blob, error) {
+	if _, ok := f.lost.Load(w.Digest); ok {
+		return nil, registry.Errorf(registry.ErrNotFound, "evicted")
+	}
+	return f.Store.Open(ctx, w)
+}
+
+func (f *forgetful) Stage(ctx context.Context, expect registry.Descriptor) (registry.Stage, error) {
+	s, err := f.Store.Stage(ctx, expect)
+	return &remembering{s, f}, err
+}
+
+type remembering struct {
+	registry.Stage
+	f *forgetful
+}
+
+func (r *remembering) Commit(ctx context.Context) (registry.Descriptor, error) {
+	d, err := r.Stage.Commit(ctx)
+	r.f.lost.Delete(d.Digest)
+	return d, err
+}
+
+// evict loses the bytes that a name is bound to.
+func (n *node) evict(name registry.Name) {
+	n.t.Helper()
+	b, err := n.names.Lookup(context.Background(), name)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.near.lost.Store(b.Digest, true)
 }
 
 // newNode starts a node; change, if not nil, may change its configuration.
@@ -60,12 +101,12 @@ func startNode(t testing.TB, c npm.Config, registries ...npm.Registry) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{t: t, names: &names.Memory{}}
+	n := &node{t: t, names: &names.Memory{}, near: &forgetful{Store: cachetiers.NewMemory(512 << 20)}}
 	if c.Service == nil {
 		c.Service = &registry.Service{Guard: everyone{}}
 	}
 	c.Service.Names, c.Service.Log = n.names, log
-	c.Service.Blobs = cachetiers.NewTier(cachetiers.NewMemory(512<<20), up, cachetiers.Options{Name: "memory", Log: log})
+	c.Service.Blobs = cachetiers.NewTier(n.near, up, cachetiers.Options{Name: "memory", Log: log})
 	c.Service.Spaces = map[string]registry.Space{"npm": up.Space()}
 	c.Upstreams = up
 	s := httptest.NewServer(reply.Handler(npm.New(c), reply.Options{Space: "npm", Log: log}))
