@@ -31,6 +31,7 @@ const (
 type node struct {
 	service *registry.Service
 	names   *names.Bolt
+	disk    *cachetiers.Disk
 	metrics *ops.Metrics
 	handler http.Handler
 	npm     bool // whether npm packages are served
@@ -57,7 +58,7 @@ func newNode(c *Config, data *dataDir, log *slog.Logger, npmURL string, noNPM er
 	if err != nil {
 		return nil, err
 	}
-	blobs, err := newTiers(c, data, log, n.metrics, origin.Switch{oci.Space: images, npmSpace: packages})
+	blobs, err := n.newTiers(c, data, log, origin.Switch{oci.Space: images, npmSpace: packages})
 	if err != nil {
 		return nil, err
 	}
@@ -79,17 +80,17 @@ func newNode(c *Config, data *dataDir, log *slog.Logger, npmURL string, noNPM er
 }
 
 // newTiers is where blobs are: in memory, on disk, behind.
-func newTiers(c *Config, data *dataDir, log *slog.Logger, m *ops.Metrics, behind registry.Source) (registry.Store, error) {
-	disk, err := cachetiers.OpenDisk(data.file("blobs"), cachetiers.DiskOptions{Limit: int64(c.Cache.Disk), Log: log})
+func (n *node) newTiers(c *Config, data *dataDir, log *slog.Logger, behind registry.Source) (_ registry.Store, err error) {
+	n.disk, err = cachetiers.OpenDisk(data.file("cache"), cachetiers.DiskOptions{Limit: int64(c.Cache.Disk), Log: log})
 	if err != nil {
 		return nil, fmt.Errorf("cache on disk: %w", err)
 	}
 	memory := cachetiers.NewMemory(int64(c.Cache.Memory))
-	m.TierBytes("disk", disk.Bytes)
-	m.TierBytes("memory", memory.Bytes)
+	n.metrics.TierBytes("disk", n.disk.Bytes)
+	n.metrics.TierBytes("memory", memory.Bytes)
 	small := min(inMemory, int64(c.Cache.Memory)/16)
-	far := cachetiers.NewTier(disk, behind, cachetiers.Options{Name: "disk", Meter: m, Log: log})
-	return cachetiers.NewTier(memory, far, cachetiers.Options{Name: "memory", Meter: m, Log: log,
+	far := cachetiers.NewTier(n.disk, behind, cachetiers.Options{Name: "disk", Meter: n.metrics, Log: log})
+	return cachetiers.NewTier(memory, far, cachetiers.Options{Name: "memory", Meter: n.metrics, Log: log,
 		Keep: func(w registry.Want) bool { return w.Size >= 0 && w.Size <= small }}), nil
 }
 
@@ -150,4 +151,4 @@ func about(w http.ResponseWriter, r *http.Request) {
 }
 
 // Close writes out what is kept.
-func (n *node) Close() error { return n.names.Close() }
+func (n *node) Close() error { return errors.Join(n.names.Close(), n.disk.Close()) }

@@ -127,7 +127,7 @@ func (rec *recorder) log(o Options, r *http.Request, took time.Duration) {
 		slog.String("id", rec.id), slog.String("space", o.Space),
 		slog.String("method", r.Method), slog.String("uri", clip(r.RequestURI, 512)),
 		slog.Int("status", rec.status), slog.Int64("bytes", rec.bytes),
-		slog.Duration("took", took), slog.String("cache", rec.via.String()),
+		slog.Float64("ms", float64(took.Microseconds())/1000), slog.String("cache", rec.via.String()),
 		slog.String("from", r.RemoteAddr), slog.String("agent", clip(r.UserAgent(), 128)),
 	}
 	if rec.err != nil {
