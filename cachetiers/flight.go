@@ -26,6 +26,8 @@ const (
 	// retries is how often a far side that breaks off is reopened where it
 	// was, without progress in between.
 	retries = 4
+	// retryAfter is what a reader is told whose patience was too short.
+	retryAfter = 5 * time.Second
 	// finishBytes: with less than this to go, a flight without readers ends.
 	finishBytes = 16 << 20
 )
@@ -260,7 +262,8 @@ func (f *flight) waitLocked(ctx context.Context, ok func() bool) error {
 		}
 		f.mu.Lock()
 		if err := ctx.Err(); err != nil && !ok() {
-			return registry.Wrap(registry.ErrUnavailable, err, "wait for "+string(f.digest))
+			return &registry.Error{Kind: registry.ErrUnavailable, Text: "wait for " + string(f.digest), After: retryAfter,
+				Public: "what is behind did not answer in time", Err: err}
 		}
 	}
 	return nil
@@ -268,13 +271,15 @@ func (f *flight) waitLocked(ctx context.Context, ok func() bool) error {
 
 // open makes one reader of the flight.
 func (f *flight) open(ctx context.Context, w registry.Want, joined bool) (registry.Blob, error) {
+	wait, cancel := context.WithTimeout(ctx, f.t.o.Patience)
+	defer cancel()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if err := f.waitLocked(ctx, func() bool { return f.ready }); err != nil {
+	if err := f.waitLocked(wait, func() bool { return f.ready }); err != nil {
 		return nil, err
 	}
 	if small := f.ready && f.desc.Size >= 0 && f.desc.Size <= waitWhole; small && w.Length != 0 {
-		if err := f.waitLocked(ctx, func() bool { return f.visibleLocked() > w.Offset }); err != nil {
+		if err := f.waitLocked(wait, func() bool { return f.visibleLocked() > w.Offset }); err != nil {
 			return nil, err
 		}
 	}

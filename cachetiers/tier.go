@@ -19,6 +19,9 @@ type Options struct {
 	// Keep reports whether what w wants is to be kept near; what is not goes
 	// straight through. nil: everything is.
 	Keep func(w registry.Want) bool
+	// Patience is for how long Open waits for the far side to answer; 0: 20 s.
+	// The flight goes on, so that the next try may find it.
+	Patience time.Duration
 	// Linger is for how long a flight that no one reads any more goes on, so
 	// that a client that tries again finds it; 0: 30 s. One that is half done
 	// goes on to its end.
@@ -48,6 +51,9 @@ var _ registry.Store = (*Tier)(nil)
 
 // NewTier puts near in front of far.
 func NewTier(near registry.Store, far registry.Source, o Options) *Tier {
+	if o.Patience <= 0 {
+		o.Patience = 20 * time.Second
+	}
 	if o.Linger <= 0 {
 		o.Linger = 30 * time.Second
 	}

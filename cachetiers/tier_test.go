@@ -457,6 +457,29 @@ func TestNoRoom(t *testing.T) {
 	}
 }
 
+// TestFarHangs: a reader is told within its patience, and the next one finds
+// the blob when the far side has come round.
+func TestFarHangs(t *testing.T) {
+	dir := openDisk(t, t.TempDir(), 1<<30)
+	synctest.Test(t, func(t *testing.T) {
+		data := conformance.Bytes(14, 1000)
+		f := &far{data: data, open: func(registry.Want) error { pass(35 * time.Second); return nil }}
+		tier := cachetiers.NewTier(dir, f, cachetiers.Options{Linger: time.Minute})
+		start := time.Now()
+		_, err := readErr(tier, want(data, 0, -1))
+		if !errors.Is(err, registry.ErrUnavailable) || registry.RetryAfter(err) == 0 {
+			t.Errorf("%v, after %v", err, registry.RetryAfter(err))
+		}
+		if took := time.Since(start); took > 21*time.Second {
+			t.Errorf("it took %v", took)
+		}
+		pass(registry.RetryAfter(err))
+		if got := read(t, tier, want(data, 0, -1)); !bytes.Equal(got, data) || f.opens.Load() != 1 {
+			t.Errorf("%d bytes, %d opens", len(got), f.opens.Load())
+		}
+	})
+}
+
 func TestDescriptorAloneFillsNothing(t *testing.T) {
 	data := conformance.Bytes(12, 1<<20)
 	f := &far{data: data}

@@ -124,6 +124,10 @@ func (s *Service) ask(ctx context.Context, sp Space, p Policy, n Name, have Bind
 		defer cancel()
 		s.work.Add(1)
 		defer s.work.Done()
+		// Between the caller's look and now the last question may have ended.
+		if b, err := s.Names.Lookup(ctx, n); err == nil && !anew && b.Rev != have.Rev && time.Now().Before(b.Fresh) {
+			return b, nil
+		}
 		return s.answer(ctx, sp, p, n, have)
 	})
 	select {

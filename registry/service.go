@@ -163,7 +163,7 @@ func (s *Service) Document(ctx context.Context, c *Call) (Blob, Via, error) {
 		return nil, via, err
 	}
 	b, err := s.Open(ctx, c, 0, -1)
-	if KindOf(err) == ErrNotFound && via.Hit() {
+	if KindOf(err) == ErrNotFound && via.Fwd != "miss" {
 		if via, err = s.again(ctx, c); err == nil {
 			b, err = s.Open(ctx, c, 0, -1)
 		}

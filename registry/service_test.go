@@ -495,6 +495,35 @@ func TestEvictedDocument(t *testing.T) {
 	f.wantResolves(t, 2, "evicted")
 }
 
+// TestEvictedDocumentUnchangedUpstream: "it has not changed" is no answer to
+// one who does not have it any more; and a failure then is no "not found".
+func TestEvictedDocumentUnchangedUpstream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture()
+		packument := registry.Name{Space: "oci", Repo: "p"}
+		f.up.docs[packument] = "doc"
+		f.get(t, packument)
+		f.Blobs = cachetiers.NewTier(new(cachetiers.Memory), f.up, cachetiers.Options{})
+		pass(10 * time.Minute)
+		if doc, _ := f.get(t, packument); doc != "doc" {
+			t.Errorf("%q", doc)
+		}
+		f.Blobs = cachetiers.NewTier(new(cachetiers.Memory), nobody{}, cachetiers.Options{})
+		f.up.fail = registry.Errorf(registry.ErrUnavailable, "gone")
+		pass(10 * time.Minute)
+		if _, _, err := f.getErr(packument); !errors.Is(err, registry.ErrUnavailable) {
+			t.Errorf("evicted, and upstream gone: %v", err)
+		}
+	})
+}
+
+// nobody has no blobs.
+type nobody struct{}
+
+func (nobody) Open(context.Context, registry.Want) (registry.Blob, error) {
+	return nil, registry.Errorf(registry.ErrNotFound, "nobody has it")
+}
+
 func TestView(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture()

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/weir-registry/weir/cachetiers"
 	"github.com/weir-registry/weir/cachetiers/origin"
@@ -25,6 +26,9 @@ const (
 	// inMemory is the largest blob that is kept in memory: manifests and
 	// packuments, not layers, which the kernel copies from the disk anyway.
 	inMemory = 1 << 20
+	// slowDocuments is how long an npm registry may think about a packument of
+	// many megabytes. No client waits so long: it is told to come again.
+	slowDocuments = time.Minute
 )
 
 // A node is everything that answers, wired together.
@@ -50,7 +54,7 @@ func newNode(c *Config, data *dataDir, log *slog.Logger, npmURL string, noNPM er
 	if noNPM == nil {
 		registries = c.npmRegistries(npmURL)
 	}
-	packages, err := npm.NewUpstreams(registries, npm.Options{UserAgent: agent, Meter: n.metrics, Log: log})
+	packages, err := npm.NewUpstreams(registries, npm.Options{UserAgent: agent, HeaderTimeout: slowDocuments, Meter: n.metrics, Log: log})
 	if err != nil {
 		return nil, fmt.Errorf("npm: %w", err)
 	}
