@@ -18,7 +18,7 @@ import (
 
 const (
 	defaultHeaderTimeout = 15 * time.Second
-	defaultIdleTimeout   = 30 * time.Second
+	defaultIdleTimeout   = 15 * time.Second
 	defaultMaxConns      = 64
 	dialTimeout          = 10 * time.Second
 	maxRedirects         = 10
@@ -41,7 +41,7 @@ type Options struct {
 	UserAgent string
 	// HeaderTimeout is how long Do may take, redirects included; 0: 15 s.
 	HeaderTimeout time.Duration
-	// IdleTimeout is how long a read of a body may wait for a byte; 0: 30 s.
+	// IdleTimeout is how long a read of a body may wait for a byte; 0: 15 s.
 	IdleTimeout time.Duration
 	// MaxConns bounds the connections per host; 0: 64.
 	MaxConns int
