@@ -64,6 +64,11 @@ func (s *Service) known(ctx context.Context, sp Space, p Policy, c *Call, b Bind
 		return Binding{}, Via{Fwd: "stale", Detail: "upstream", Collapsed: collapsed}, err
 	case ctx.Err() != nil:
 		return Binding{}, Via{Fwd: "stale", Detail: "upstream", Collapsed: collapsed}, Wrap(ErrUnavailable, ctx.Err(), "resolve "+c.Name.String())
+	case wait.Err() != nil:
+		// One client has waited; the others need not while the question goes
+		// on. If it is answered meanwhile the binding is fresh, which counts
+		// before this does.
+		s.recent.put(c.Name, err, now.Add(p.Patience+afterFailure), now)
 	}
 	return s.old(p, c, b, stale, err)
 }
