@@ -43,9 +43,9 @@ fuzz: ## fuzz every parser for FUZZTIME (10s) each
 		done; \
 	done
 
-bench: ## compare with distribution's proxy and nginx's cache, and time the parts
+bench: build ## compare with distribution's proxy and nginx's cache (root), and time the parts
 	conformance/setup.sh
-	$(GO) test ./conformance -run '^$$' -bench . -benchtime 1x -timeout 30m
+	$(GO) run ./conformance/bench
 	$(GO) test -run '^$$' -bench . -benchmem $$($(GO) list ./... | grep -v /conformance)
 
 soak: build ## run the concurrency and failure tests again and again

@@ -55,7 +55,7 @@ func outside() error {
 	if runtime.NumCPU() < 2 {
 		return errors.New("one core for the server and one for the load are needed")
 	}
-	for _, tool := range []string{"ip", "taskset", "nginx", "sysctl"} {
+	for _, tool := range []string{"ip", "taskset", "nginx"} {
 		if _, err := find(tool); err != nil {
 			return err
 		}
@@ -72,7 +72,7 @@ func outside() error {
 	defer exec.Command("ip", "netns", "del", namespace).Run()
 	for _, args := range [][]string{
 		{"ip", "link", "set", "lo", "up"},
-		{"sysctl", "-q", "-w", "net.ipv4.tcp_congestion_control=reno"},
+		{"sh", "-c", "echo reno >/proc/sys/net/ipv4/tcp_congestion_control"},
 	} {
 		cmd := exec.Command("ip", append([]string{"netns", "exec", namespace}, args...)...)
 		if out, err := cmd.CombinedOutput(); err != nil {

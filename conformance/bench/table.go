@@ -31,7 +31,11 @@ func machine() string {
 		out, _ := exec.Command(path, "-v").CombinedOutput()
 		nginx = strings.TrimPrefix(strings.TrimSpace(string(out)), "nginx version: ")
 	}
-	return fmt.Sprintf("%s, %d cores, %s, %s, %s", model, cores, kernel, runtime.Version(), nginx)
+	busy := "unknown"
+	if text, err := os.ReadFile("/proc/loadavg"); err == nil {
+		busy, _, _ = strings.Cut(string(text), " ")
+	}
+	return fmt.Sprintf("%s, %d cores, load average %s before, %s, %s, %s", model, cores, busy, kernel, runtime.Version(), nginx)
 }
 
 // median is the middle one of what f says of the samples.
