@@ -55,12 +55,14 @@ func TestOCICachedTagInTrouble(t *testing.T) {
 	ociTrouble(b)
 	ociStale(t)
 	check := func(t *testing.T, b *ociBench, name, when string) {
+		limit := ociPatience
 		for _, method := range []string{"GET", "HEAD", "GET"} {
 			start := time.Now()
 			a := b.ask(t, method, "/v2/library/"+name+"/manifests/1")
-			if took := time.Since(start); took > ociPatience {
+			if took := time.Since(start); took > limit {
 				t.Errorf("%s, %s: answered after %v", when, method, took)
 			}
+			limit = time.Second // one may find out that the upstream hangs, once
 			body := manifests[name]
 			if method == "HEAD" {
 				body = nil
