@@ -287,15 +287,25 @@ func TestNpmPublicURL(t *testing.T) {
 			t.Errorf("tarball %q, not %q", got, want)
 		}
 	}
-	h := newNpmHome(t, plain.URL+"/npm/")
-	// With allow-remote=none, which npm 12 has by default, npm installs nothing
-	// from an address that is not below its registry's.
+	insistOnBase(t, plain.URL)
+	named := lab.NewWeir(t, t.TempDir(), "")
+	public := "http://" + strings.Replace(named.Addr, "127.0.0.1", "localhost", 1)
+	named.Configure("public_url: " + public + "\n" + npmConfig(up.URL, "fresh: 1h"))
+	named.Start()
+	insistOnBase(t, public)
+}
+
+// insistOnBase installs with allow-remote=none, which npm 12 has by default:
+// npm then takes nothing from an address that is not below its registry's.
+func insistOnBase(t *testing.T, base string) {
+	t.Helper()
+	h := newNpmHome(t, base+"/npm/")
 	h.run("npm", "install", "@acme/right", "--no-audit", "--allow-remote=none", "--omit-lockfile-registry-resolved=false")
 	lock, err := os.ReadFile(filepath.Join(h.dir(), "package-lock.json"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := strings.Count(string(lock), `"resolved": "`+plain.URL+"/npm/"); n != 2 {
+	if n := strings.Count(string(lock), `"resolved": "`+base+"/npm/"); n != 2 {
 		t.Errorf("%d addresses below weir's in the lockfile:\n%s", n, lock)
 	}
 }
