@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/weir-registry/weir/registry/ops"
+	"github.com/weir-registry/weir/registry/reply"
 )
 
 const (
@@ -163,6 +164,7 @@ func (s *server) run(ctx context.Context, clients, operators net.Listener) error
 	front := &http.Server{
 		Handler:           s.node.handler,
 		ReadHeaderTimeout: readHeader,
+		WriteTimeout:      reply.WriteTimeout,
 		IdleTimeout:       time.Duration(*s.c.Limits.Idle),
 		MaxHeaderBytes:    int(s.c.Limits.Headers),
 		ErrorLog:          errorLog,

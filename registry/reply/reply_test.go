@@ -1,6 +1,7 @@
 package reply_test
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/weir-registry/weir/registry"
@@ -358,6 +360,77 @@ type meter struct {
 func (m *meter) Request(_ string, status int, _ time.Duration, _ int64, _ registry.Via) {
 	m.status = append(m.status, status)
 }
+
+// TestSlowAnswer: an answer that takes longer than the write timeout comes
+// whole as long as its client takes it, and so does the next answer on the
+// same connection.
+func TestSlowAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server, client := net.Pipe()
+		slow := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			d := registry.Descriptor{Size: int64(len(text))}
+			var b registry.Blob = registry.NewBytesBlob([]byte(text), d, 0, -1, registry.Via{})
+			if r.URL.Path == "/slow" {
+				b = trickle{b}
+			}
+			_ = reply.Serve(w, r, reply.Body{Descriptor: d, Blob: b})
+		})
+		l := &oneConn{c: server, done: make(chan struct{})}
+		s := &http.Server{Handler: reply.Handler(slow, reply.Options{Log: slog.New(slog.DiscardHandler)}), WriteTimeout: reply.WriteTimeout}
+		go s.Serve(l)
+		br := bufio.NewReader(client)
+		for _, path := range []string{"/slow", "/fast"} {
+			fmt.Fprintf(client, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", path)
+			resp, err := http.ReadResponse(br, nil)
+			if err != nil {
+				t.Fatalf("%s: %v", path, err)
+			}
+			if got, err := io.ReadAll(resp.Body); err != nil || string(got) != text {
+				t.Errorf("%s: %q, %v", path, got, err)
+			}
+			<-time.After(3 * reply.WriteTimeout) // idle for longer than a write may take
+		}
+		client.Close()
+		s.Close()
+	})
+}
+
+// trickle gives a byte every ten seconds.
+type trickle struct{ registry.Blob }
+
+func (b trickle) WriteTo(w io.Writer) (n int64, err error) {
+	for range text {
+		<-time.After(10 * time.Second)
+		m, err := io.CopyN(w, b.Blob, 1)
+		n += m
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// oneConn is a listener of one connection.
+type oneConn struct {
+	c    net.Conn
+	done chan struct{}
+}
+
+func (l *oneConn) Accept() (net.Conn, error) {
+	if c := l.c; c != nil {
+		l.c = nil
+		return c, nil
+	}
+	<-l.done
+	return nil, net.ErrClosed
+}
+
+func (l *oneConn) Close() error {
+	close(l.done)
+	return nil
+}
+
+func (l *oneConn) Addr() net.Addr { return &net.TCPAddr{} }
 
 func TestRetryAfter(t *testing.T) {
 	for _, tt := range []struct {

@@ -13,12 +13,15 @@ import (
 	"github.com/weir-registry/weir/registry"
 )
 
+// WriteTimeout is what the http.Server must have as its own: a client has that
+// long to take an answer, and as long again for each further slice of it.
+const WriteTimeout = 2 * time.Minute
+
 const (
 	// sliceBytes is how much is handed to the kernel before the write deadline
-	// moves: together with sliceTime, 35 KB/s is the slowest client there can
-	// be before it is cut off.
+	// moves: together with WriteTimeout, 35 KB/s is the slowest client there
+	// can be before it is cut off.
 	sliceBytes = 4 << 20
-	sliceTime  = 2 * time.Minute
 	// maxParts is how many ranges one request may ask; more get the whole.
 	maxParts = 16
 )
@@ -224,7 +227,7 @@ func (s *serving) parts(spans []span, size int64) error {
 
 // body copies all of blob to w, or ends the connection.
 func (s *serving) body(w io.Writer, blob registry.Blob) {
-	p := &pacer{w: w, rc: http.NewResponseController(s.w)}
+	p := &pacer{w: w, rc: http.NewResponseController(s.w), last: time.Now()}
 	_, length := blob.Span()
 	n, err := blob.WriteTo(p)
 	if err == nil && length >= 0 && n != length {
@@ -237,8 +240,9 @@ func (s *serving) body(w io.Writer, blob registry.Blob) {
 	panic(http.ErrAbortHandler)
 }
 
-// pacer moves the connection's write deadline with what is written, and hands
-// files to the kernel in slices so that it can.
+// pacer moves the connection's write deadline, which the server has set when it
+// read the request, with what is written, and hands files to the kernel in
+// slices so that it can. A short answer never gets that far.
 type pacer struct {
 	w    io.Writer
 	rc   *http.ResponseController
@@ -246,10 +250,10 @@ type pacer struct {
 }
 
 func (p *pacer) extend() {
-	if now := time.Now(); now.Sub(p.last) > sliceTime/8 {
+	if now := time.Now(); now.Sub(p.last) > WriteTimeout/8 {
 		p.last = now
 		// A connection without deadlines (a test's recorder) has no slow end.
-		_ = p.rc.SetWriteDeadline(now.Add(sliceTime))
+		_ = p.rc.SetWriteDeadline(now.Add(WriteTimeout))
 	}
 }
 
