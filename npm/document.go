@@ -2,7 +2,6 @@ package npm
 
 import (
 	"io"
-	"strconv"
 
 	"github.com/klauspost/compress/gzip"
 
@@ -137,14 +136,3 @@ func (o *outline) string(c byte) {
 
 // whole reports whether what was seen is one whole object of the kind wanted.
 func (o *outline) whole() bool { return o.ended && (o.known || !o.packument) }
-
-// rangeOf is the Range field for w; "" for all of it.
-func rangeOf(w registry.Want) string {
-	switch {
-	case w.Length > 0:
-		return "bytes=" + strconv.FormatInt(w.Offset, 10) + "-" + strconv.FormatInt(w.Offset+w.Length-1, 10)
-	case w.Offset > 0:
-		return "bytes=" + strconv.FormatInt(w.Offset, 10) + "-"
-	}
-	return ""
-}

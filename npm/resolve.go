@@ -103,7 +103,7 @@ func (u *Upstreams) Open(ctx context.Context, w registry.Want) (registry.Blob, e
 	req.Header.Set("Accept", "*/*")
 	// A tarball is compressed; a second layer would not be what was hashed.
 	req.Header.Set("Accept-Encoding", "identity")
-	if r := rangeOf(w); r != "" && method == http.MethodGet {
+	if r := outbound.RangeOf(w); r != "" && method == http.MethodGet {
 		req.Header.Set("Range", r)
 	}
 	resp, err := up.client.Do(ctx, req)

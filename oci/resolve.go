@@ -4,7 +4,6 @@ import (
 	"context"
 	"io"
 	"net/http"
-	"strconv"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -237,7 +236,7 @@ func (u *Upstreams) Open(ctx context.Context, w registry.Want) (registry.Blob, e
 		}
 		return outbound.NewStat(&http.Response{Body: http.NoBody, ContentLength: size}, w), nil
 	}
-	if r := rangeOf(w); r != "" {
+	if r := outbound.RangeOf(w); r != "" {
 		h.Set("Range", r)
 	}
 	resp, err := rm.do(ctx, http.MethodGet, repo, what, h)
@@ -248,15 +247,4 @@ func (u *Upstreams) Open(ctx context.Context, w registry.Want) (registry.Blob, e
 		return nil, err
 	}
 	return outbound.NewBlob(resp, w)
-}
-
-// rangeOf is the Range field for w; "" for the whole.
-func rangeOf(w registry.Want) string {
-	switch {
-	case w.Length > 0:
-		return "bytes=" + strconv.FormatInt(w.Offset, 10) + "-" + strconv.FormatInt(w.Offset+w.Length-1, 10)
-	case w.Offset > 0:
-		return "bytes=" + strconv.FormatInt(w.Offset, 10) + "-"
-	}
-	return ""
 }

@@ -25,6 +25,18 @@ func NewBlob(resp *http.Response, w registry.Want) (registry.Blob, error) {
 	return b, nil
 }
 
+// RangeOf is the Range field of a GET for w (RFC 9110 section 14.1.2); "" for
+// the whole, and for no bytes at all, which is a HEAD.
+func RangeOf(w registry.Want) string {
+	switch {
+	case w.Length > 0:
+		return "bytes=" + strconv.FormatInt(w.Offset, 10) + "-" + strconv.FormatInt(w.Offset+w.Length-1, 10)
+	case w.Offset > 0 && w.Length < 0:
+		return "bytes=" + strconv.FormatInt(w.Offset, 10) + "-"
+	}
+	return ""
+}
+
 // NewStat is the empty Blob for a Want of Length 0 over a response to a HEAD.
 // It closes the body.
 func NewStat(resp *http.Response, w registry.Want) registry.Blob {
