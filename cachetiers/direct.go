@@ -15,7 +15,8 @@ import (
 func (t *Tier) direct(ctx context.Context, w registry.Want) (registry.Blob, error) {
 	whole := w
 	whole.Offset, whole.Length = 0, -1
-	if w.Length >= 0 && (w.Size < 0 || w.Offset+w.Length < w.Size) {
+	// Of a blob whose size is not known any run may be the whole of it.
+	if w.Length == 0 || w.Length > 0 && w.Size >= 0 && w.Offset+w.Length < w.Size {
 		return t.far.Open(ctx, w)
 	}
 	h, err := registry.NewHash(w.Digest)

@@ -154,8 +154,9 @@ func (d *Disk) Open(_ context.Context, w registry.Want) (registry.Blob, error) {
 	}
 	b, err := d.openEntry(e, w)
 	if errors.Is(err, registry.ErrCorrupt) {
-		d.o.Log.Warn("damaged blob dropped", "digest", w.Digest, "err", err)
-		d.drop(e)
+		if d.drop(e) { // else it was evicted just now
+			d.o.Log.Warn("damaged blob dropped", "digest", w.Digest, "err", err)
+		}
 		return nil, registry.Wrap(registry.ErrNotFound, &registry.Error{Kind: registry.ErrNotFound, Err: err}, "open "+string(w.Digest))
 	}
 	return b, err
@@ -180,13 +181,15 @@ func (d *Disk) nextLocked() string {
 	return filepath.Join(d.staging(), strconv.FormatUint(d.seq, 36))
 }
 
-// drop removes a blob that is damaged or gone.
-func (d *Disk) drop(e *entry) {
+// drop removes a blob that is damaged or gone, and reports whether it was there.
+func (d *Disk) drop(e *entry) bool {
 	d.mu.Lock()
 	defer d.unlock()
-	if d.entries[e.digest] == e {
-		d.removeLocked(e)
+	if d.entries[e.digest] != e {
+		return false
 	}
+	d.removeLocked(e)
+	return true
 }
 
 // removeLocked takes e out of the index, and its file out of its place, which

@@ -28,6 +28,9 @@ const (
 	retries = 4
 	// retryAfter is what a reader is told whose patience was too short.
 	retryAfter = 5 * time.Second
+	// longLinger is for how long a flight that is more than half done goes on
+	// without readers.
+	longLinger = 10 * time.Minute
 	// finishBytes: with less than this to go, a flight without readers ends.
 	finishBytes = 16 << 20
 )
@@ -43,6 +46,7 @@ type flight struct {
 	readers int         // guarded by t.mu
 	landed  bool        // guarded by t.mu
 	linger  *time.Timer // guarded by t.mu
+	longer  bool        // guarded by t.mu; linger runs for the second time
 
 	mu    sync.Mutex
 	more  chan struct{}       // guarded by mu; closed and replaced when anything below changes
@@ -116,7 +120,14 @@ func (f *flight) fill(ctx context.Context, w registry.Want) error {
 		if try >= retries || ctx.Err() != nil || registry.KindOf(err) != registry.ErrUnavailable {
 			return err
 		}
-		if far, err = f.reopen(ctx, w, far, try, err); err != nil {
+		far, err = f.reopen(ctx, w, far, try, err)
+		if registry.KindOf(err) == registry.ErrInvalid && d.Size < 0 {
+			// There is nothing after what is staged: it broke off at its very
+			// end. Whether that is so the digest will tell.
+			_, err = stage.Commit(ctx)
+			return err
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -203,7 +214,7 @@ func (f *flight) noRoom() bool {
 func (f *flight) stopLinger() {
 	if f.linger != nil {
 		f.linger.Stop()
-		f.linger = nil
+		f.linger, f.longer = nil, false
 	}
 }
 

@@ -177,7 +177,13 @@ func (t *Tier) leftLocked(f *flight) {
 	f.linger = time.AfterFunc(t.o.Linger, func() {
 		t.mu.Lock()
 		defer t.mu.Unlock()
-		if f.readers == 0 && !f.landed && !f.halfDone() {
+		switch {
+		case f.readers > 0 || f.landed:
+		case f.halfDone() && !f.longer:
+			// Soon done, but not for ever: an upstream may trickle.
+			f.longer = true
+			f.linger.Reset(longLinger)
+		default:
 			t.abandonLocked(f)
 		}
 	})

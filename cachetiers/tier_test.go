@@ -480,6 +480,77 @@ func TestFarHangs(t *testing.T) {
 	})
 }
 
+// TestNoRoomSizeUnknown: a run of a blob whose size nobody knows may be all of
+// it, and is verified like all of it.
+func TestNoRoomSizeUnknown(t *testing.T) {
+	right, wrong := conformance.Bytes(15, 100_000), conformance.Bytes(16, 100_000)
+	tier := cachetiers.NewTier(cachetiers.NewMemory(1000), &far{data: wrong}, cachetiers.Options{})
+	for _, length := range []int64{-1, 100_000} {
+		w := want(right, 0, length)
+		w.Size = -1
+		if got, err := readErr(tier, w); !errors.Is(err, registry.ErrCorrupt) || len(got) >= len(right) {
+			t.Errorf("length %d: %d wrong bytes with %v", length, len(got), err)
+		}
+	}
+}
+
+// TestBreaksOffAtTheEnd: a far side that does not say how long a blob is, and
+// loses its connection after the last byte, has given all of it.
+func TestBreaksOffAtTheEnd(t *testing.T) {
+	dir := openDisk(t, t.TempDir(), 1<<30)
+	synctest.Test(t, func(t *testing.T) {
+		data := conformance.Bytes(17, 300_000)
+		f := &far{data: data, size: -1}
+		f.step = func(_ context.Context, at int64) error {
+			if at == int64(len(data)) {
+				return registry.Errorf(registry.ErrUnavailable, "reset")
+			}
+			return nil
+		}
+		f.open = func(w registry.Want) error {
+			if w.Offset == int64(len(data)) {
+				return registry.Errorf(registry.ErrInvalid, "range not satisfiable")
+			}
+			return nil
+		}
+		w := want(data, 0, -1)
+		w.Size = -1
+		tier := cachetiers.NewTier(dir, f, cachetiers.Options{})
+		if got := read(t, tier, w); !bytes.Equal(got, data) {
+			t.Error("wrong bytes")
+		}
+	})
+}
+
+// TestTricklingOrphan: a flight that nobody reads does not go on for ever
+// because it is more than half done.
+func TestTricklingOrphan(t *testing.T) {
+	dir := openDisk(t, t.TempDir(), 1<<30)
+	synctest.Test(t, func(t *testing.T) {
+		data := conformance.Bytes(18, 1<<20)
+		var ended atomic.Bool
+		f := &far{data: data, chunk: 1, step: func(ctx context.Context, at int64) error {
+			err := slow(14*time.Second)(ctx, at)
+			ended.Store(err != nil)
+			return err
+		}}
+		tier := cachetiers.NewTier(dir, f, cachetiers.Options{})
+		b, err := tier.Open(context.Background(), want(data, 0, -1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.Close()
+		pass(5 * time.Minute)
+		if ended.Load() {
+			t.Error("it ended at once")
+		}
+		pass(time.Hour)
+		if !ended.Load() {
+			t.Error("it goes on")
+		}
+	})
+}
+
 func TestDescriptorAloneFillsNothing(t *testing.T) {
 	data := conformance.Bytes(12, 1<<20)
 	f := &far{data: data}

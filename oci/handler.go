@@ -1,7 +1,7 @@
 package oci
 
 import (
-	"encoding/json"
+	"bufio"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -241,8 +241,9 @@ func (h *handler) blob(w http.ResponseWriter, r *http.Request, req *request) err
 
 // tags answers with a page of the repository's tags.
 func (h *handler) tags(w http.ResponseWriter, r *http.Request, req *request) error {
-	if _, _, err := pageOf(nil, req.query); err != nil {
-		return err // before anybody is asked
+	asked, err := pageAsked(req.query)
+	if err != nil {
+		return err // before anybody else is asked
 	}
 	req.call.Name.Ref = tagsRef
 	doc, err := h.document(w, r, &req.call)
@@ -250,19 +251,12 @@ func (h *handler) tags(w http.ResponseWriter, r *http.Request, req *request) err
 		return err
 	}
 	defer doc.Close()
-	var list tagList
-	if err := json.NewDecoder(doc).Decode(&list); err != nil {
-		return registry.Wrap(registry.ErrUnavailable, err, "read the list of tags")
-	}
-	page, next, err := pageOf(list.Tags, req.query)
+	page, next, err := asked.cut(bufio.NewReader(doc))
 	if err != nil {
 		return err
 	}
 	if next != "" {
 		w.Header().Set("Link", linkTo(req.repo, next))
-	}
-	if page == nil {
-		page = []string{}
 	}
 	w.Header().Set("Cache-Control", "no-cache")
 	writeJSON(w, r, http.StatusOK, "application/json", tagList{Name: req.repo, Tags: page})
@@ -272,12 +266,19 @@ func (h *handler) tags(w http.ResponseWriter, r *http.Request, req *request) err
 // referrers answers with the index of what refers to a digest.
 func (h *handler) referrers(w http.ResponseWriter, r *http.Request, req *request) error {
 	req.call.Name.Ref = referrersRef + req.ref
+	wanted := req.query.Get("artifactType")
+	subject := registry.Name{Space: Space, Repo: req.call.Name.Repo, Ref: req.ref}
+	if _, err := h.service.Names.Lookup(r.Context(), subject); err == nil {
+		req.call.Binding.MediaType = v1.MediaTypeImageIndex
+	}
 	doc, err := h.document(w, r, &req.call)
+	if registry.KindOf(err) == registry.ErrNotFound {
+		return noReferrersOf(w, r, wanted)
+	}
 	if err != nil {
 		return err
 	}
 	w.Header().Set("Cache-Control", "no-cache")
-	wanted := req.query.Get("artifactType")
 	if wanted == "" {
 		w.Header().Set("Content-Type", v1.MediaTypeImageIndex)
 		b := req.call.Binding
@@ -290,6 +291,16 @@ func (h *handler) referrers(w http.ResponseWriter, r *http.Request, req *request
 	}
 	w.Header().Set("OCI-Filters-Applied", "artifactType")
 	writeJSON(w, r, http.StatusOK, v1.MediaTypeImageIndex, some)
+	return nil
+}
+
+// noReferrersOf answers that nothing refers to a digest, which is no error.
+func noReferrersOf(w http.ResponseWriter, r *http.Request, wanted string) error {
+	w.Header().Set("Cache-Control", "no-cache")
+	if wanted != "" {
+		w.Header().Set("OCI-Filters-Applied", "artifactType")
+	}
+	writeJSON(w, r, http.StatusOK, v1.MediaTypeImageIndex, newIndex(nil))
 	return nil
 }
 

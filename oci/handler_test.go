@@ -404,8 +404,8 @@ func TestTagMoves(t *testing.T) {
 				t.Errorf("an hour later still %v", rec.Header())
 			}
 			asked := up.took()
-			if noDigest && !slices.Equal(asked, []string{"HEAD /v2/library/a/manifests/x", "GET /v2/library/a/manifests/x"}) ||
-				!noDigest && !slices.Equal(asked, []string{"HEAD /v2/library/a/manifests/x", "GET /v2/library/a/manifests/" + string(second)}) {
+			// By tag again: what the HEAD said of its size nobody vouches for.
+			if !slices.Equal(asked, []string{"HEAD /v2/library/a/manifests/x", "GET /v2/library/a/manifests/x"}) {
 				t.Errorf("asked %v", asked)
 			}
 			w.check(w.do("HEAD", "/v2/a/blobs/"+string(m.Layers[0].Digest)), "HEAD", 200, "")

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/weir-registry/weir/registry"
 )
 
 func (w *weir) tagsOf(target string) ([]string, string) {
@@ -212,6 +214,37 @@ func TestReferrersFailures(t *testing.T) {
 	}
 }
 
+// TestReferrersOfNothing: asking about digests that nobody holds leaves nothing
+// behind; what was asked about an image that is here stays for when its
+// upstream is gone.
+func TestReferrersOfNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, up := one(t)
+		_, held := up.image(t, "library/a", "a", "x")
+		w.pull("a", "x")
+		rows := func() (n int) {
+			for _, err := range w.svc.Names.List(t.Context(), Space, "docker.io/library/a", "") {
+				if err != nil {
+					t.Fatal(err)
+				}
+				n++
+			}
+			return n
+		}
+		before := rows()
+		for i := range 20 {
+			w.get(fmt.Sprintf("/v2/a/referrers/sha256:%064x", i), 200, "")
+		}
+		if n := rows() - before; n != 0 {
+			t.Errorf("%d rows for digests that nobody holds", n)
+		}
+		w.get("/v2/a/referrers/"+string(held), 200, "")
+		pass(time.Hour)
+		up.set(func(rw http.ResponseWriter, r *http.Request) bool { rw.WriteHeader(503); return true })
+		w.get("/v2/a/referrers/"+string(held), 200, "")
+	})
+}
+
 func TestReferrersTag(t *testing.T) {
 	for d, want := range map[string]string{
 		sha256Of: strings.Replace(sha256Of, ":", "-", 1), sha512Of: "sha512-" + sha512Of[7:71], "a+b:c/d": "a-b-c-d",
@@ -242,8 +275,68 @@ func TestListsAreRefreshed(t *testing.T) {
 	})
 }
 
-func TestPageOf(t *testing.T) {
-	if page, next, err := pageOf(nil, url.Values{"n": {"3"}, "last": {"x"}}); len(page) != 0 || next != "" || err != nil {
-		t.Error(page, next, err)
+func TestPages(t *testing.T) {
+	list := `{"name":"a","tags":["1","2","3","4"]}`
+	for _, tt := range []struct{ query, want, next string }{
+		{"", "1 2 3 4", ""},
+		{"n=3&last=x", "", ""},
+		{"n=2", "1 2", "last=2&n=2"},
+		{"n=4", "1 2 3 4", ""},
+		{"n=0", "", ""},
+		{"last=2", "3 4", ""},
+		{"last=25", "3 4", ""},
+		{"n=1&last=2&ns=docker.io", "3", "last=3&n=1&ns=docker.io"},
+		{"n=99999999", "1 2 3 4", ""},
+	} {
+		q, err := url.ParseQuery(tt.query)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := pageAsked(q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tags, next, err := p.cut(strings.NewReader(list))
+		if got := strings.Join(tags, " "); got != tt.want || next != tt.next || err != nil || tags == nil {
+			t.Errorf("%q: %q, next %q, %v", tt.query, got, next, err)
+		}
+	}
+	for _, bad := range []string{"", "{", `{"tags":["1`, "[1", `"x"`} {
+		if _, _, err := (page{n: 10}).cut(strings.NewReader(bad)); registry.KindOf(err) != registry.ErrUnavailable {
+			t.Errorf("a list of %q: %v", bad, err)
+		}
+	}
+}
+
+// TestLongList: an answer has at most maxPage tags, and its Link the rest.
+func TestLongList(t *testing.T) {
+	var list strings.Builder
+	list.WriteString(`{"name":"a","tags":["t000000"`)
+	for i := 1; i < 2*maxPage+5; i++ {
+		fmt.Fprintf(&list, `,"t%06d"`, i)
+	}
+	list.WriteString("]}")
+	seen := 0
+	for query := ""; ; {
+		q, err := url.ParseQuery(query)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := pageAsked(q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tags, next, err := p.cut(strings.NewReader(list.String()))
+		if err != nil || len(tags) > maxPage || tags[0] != fmt.Sprintf("t%06d", seen) {
+			t.Fatalf("%d tags from %q on, %v", len(tags), tags[0], err)
+		}
+		seen += len(tags)
+		if next == "" {
+			break
+		}
+		query = next
+	}
+	if seen != 2*maxPage+5 {
+		t.Errorf("%d tags in all", seen)
 	}
 }

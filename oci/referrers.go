@@ -31,8 +31,11 @@ func newIndex(manifests []json.RawMessage) index {
 
 // referrers gets the index of what refers to d: from the referrers API, or
 // where the upstream has none, from the tag that clients keep it under
-// (distribution-spec, "Referrers Tag Schema"). No referrers is an empty index.
-func (rm *remote) referrers(ctx context.Context, repo string, d digest.Digest) (registry.Binding, io.ReadCloser, error) {
+// (distribution-spec, "Referrers Tag Schema"). No referrers is an empty index if
+// have says that it is to be kept: for a digest that the repository holds.
+// Otherwise it is ErrNotFound, which is remembered for a while instead of being
+// bound for good: there is no end to the digests that can be asked about.
+func (rm *remote) referrers(ctx context.Context, repo string, d digest.Digest, have registry.Binding) (registry.Binding, io.ReadCloser, error) {
 	if !validDigest(string(d)) {
 		return registry.Binding{}, nil, registry.Errorf(registry.ErrInvalid, "%q is not a digest", clip(string(d)))
 	}
@@ -48,6 +51,9 @@ func (rm *remote) referrers(ctx context.Context, repo string, d digest.Digest) (
 	}
 	if err != nil {
 		return registry.Binding{}, nil, err
+	}
+	if len(list) == 0 && have.MediaType == "" {
+		return registry.Binding{}, nil, registry.Errorf(registry.ErrNotFound, "nothing refers to %s", d)
 	}
 	return composed(v1.MediaTypeImageIndex, newIndex(list))
 }
@@ -72,7 +78,7 @@ func isIndex(resp *http.Response) bool {
 // index gets the descriptors of all pages of an index.
 func (rm *remote) index(ctx context.Context, repo, what string, first func(*http.Response) bool) ([]json.RawMessage, error) {
 	var all []json.RawMessage
-	room := int64(maxList)
+	room := int64(maxManifest)
 	err := rm.pages(ctx, repo, what, http.Header{"Accept": {v1.MediaTypeImageIndex}}, first, func(resp *http.Response) error {
 		var page index
 		if err := readJSON(resp.Body, &room, &page); err != nil {

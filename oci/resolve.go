@@ -41,7 +41,7 @@ func (u *Upstreams) Resolve(ctx context.Context, n registry.Name, have registry.
 	case n.Ref == tagsRef:
 		return rm.tags(ctx, repo)
 	case strings.HasPrefix(n.Ref, referrersRef):
-		return rm.referrers(ctx, repo, digest.Digest(strings.TrimPrefix(n.Ref, referrersRef)))
+		return rm.referrers(ctx, repo, digest.Digest(strings.TrimPrefix(n.Ref, referrersRef)), have)
 	case have.Digest != "" && have.MediaType != "":
 		b, known, err := rm.still(ctx, repo, n.Ref, have)
 		if known || err != nil {
@@ -78,14 +78,9 @@ func (rm *remote) still(ctx context.Context, repo, ref string, have registry.Bin
 	if strings.Contains(ref, ":") || d != "" && d == have.Digest {
 		return registry.Binding{Descriptor: have.Descriptor, Validator: have.Validator}, true, nil
 	}
-	mediaType, ok := manifestType(resp)
-	if d == "" || resp.ContentLength < 0 || !ok || mediaType == "" {
-		return registry.Binding{}, false, nil
-	}
-	return registry.Binding{
-		Descriptor: registry.Descriptor{Digest: d, Size: resp.ContentLength, MediaType: mediaType},
-		Validator:  resp.Header.Get("Etag"),
-	}, true, nil
+	// It has moved. What a HEAD says of size and type nobody vouches for, and
+	// it would be believed for as long as the tag stays: get the manifest.
+	return registry.Binding{}, false, nil
 }
 
 // headless reports whether a HEAD's status may be about the method rather than

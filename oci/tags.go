@@ -84,33 +84,74 @@ func composed(mediaType string, v any) (registry.Binding, io.ReadCloser, error) 
 	return registry.Binding{Descriptor: registry.Descriptor{Size: int64(len(data)), MediaType: mediaType}}, io.NopCloser(bytes.NewReader(data)), nil
 }
 
-// pageOf cuts from tags, which are sorted, what a client asks for by n and
-// last (distribution-spec, "Content Discovery"), and gives the query of the
-// next page, "" if there is none.
-func pageOf(tags []string, q url.Values) (page []string, next string, err error) {
-	if q.Has("last") {
-		last := q.Get("last")
-		i, found := slices.BinarySearch(tags, last)
-		if found {
-			i++
+// maxPage is how many tags one answer has at the most: the rest is behind its
+// Link, and what a client holds weir to is then no more than a page.
+const maxPage = 10_000
+
+// A page is what a client asks for by n and last (distribution-spec, "Content
+// Discovery").
+type page struct {
+	n     int
+	last  string
+	after bool // only what comes after last
+	ns    string
+}
+
+func pageAsked(q url.Values) (page, error) {
+	p := page{n: maxPage, last: q.Get("last"), after: q.Has("last"), ns: q.Get("ns")}
+	if q.Has("n") {
+		n, err := strconv.Atoi(q.Get("n"))
+		if err != nil || n < 0 {
+			return page{}, registry.Errorf(registry.ErrInvalid, "n=%q is not a number of tags", clip(q.Get("n")))
 		}
-		tags = tags[i:]
+		p.n = min(n, maxPage)
 	}
-	if !q.Has("n") {
-		return tags, "", nil
+	return p, nil
+}
+
+// cut reads the page out of a list that [remote.tags] has made, and gives the
+// query of the next page, "" if there is none. It holds no more than the page.
+func (p page) cut(list io.Reader) (tags []string, next string, err error) {
+	tags = []string{}
+	err = eachTag(list, func(tag string) bool {
+		switch {
+		case p.after && tag <= p.last:
+			return true
+		case p.n == 0:
+			return false
+		case len(tags) == p.n:
+			query := url.Values{"n": {strconv.Itoa(p.n)}, "last": {tags[p.n-1]}}
+			if p.ns != "" {
+				query.Set("ns", p.ns)
+			}
+			next = query.Encode()
+			return false
+		}
+		tags = append(tags, tag)
+		return true
+	})
+	return tags, next, err
+}
+
+// eachTag gives the tags of a list, in their order, until yield returns false.
+func eachTag(list io.Reader, yield func(tag string) bool) error {
+	dec := json.NewDecoder(list)
+	for depth := 0; ; {
+		t, err := dec.Token()
+		if err != nil {
+			return registry.Wrap(registry.ErrUnavailable, err, "read the list of tags")
+		}
+		switch t {
+		case json.Delim('['):
+			depth++
+		case json.Delim(']'):
+			return nil
+		default:
+			if tag, ok := t.(string); ok && depth == 1 && !yield(tag) {
+				return nil
+			}
+		}
 	}
-	n, err := strconv.Atoi(q.Get("n"))
-	if err != nil || n < 0 {
-		return nil, "", registry.Errorf(registry.ErrInvalid, "n=%q is not a number of tags", clip(q.Get("n")))
-	}
-	if n == 0 || n >= len(tags) {
-		return tags[:min(n, len(tags))], "", nil
-	}
-	query := url.Values{"n": {strconv.Itoa(n)}, "last": {tags[n-1]}}
-	if ns := q.Get("ns"); ns != "" {
-		query.Set("ns", ns)
-	}
-	return tags[:n], query.Encode(), nil
 }
 
 // linkTo is a Link field's value for the page of repo that query names.

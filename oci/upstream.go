@@ -183,8 +183,9 @@ func (u *Upstreams) Policy(n registry.Name) registry.Policy {
 	}
 	p.MaxDoc = maxManifest
 	switch {
-	case n.Ref == tagsRef || strings.HasPrefix(n.Ref, referrersRef):
+	case n.Ref == tagsRef:
 		p.MaxDoc = maxList
+	case strings.HasPrefix(n.Ref, referrersRef): // a manifest's size, and as short-lived as a tag
 	case strings.Contains(n.Ref, ":"):
 		p.Fresh, p.Refresh = max(p.Fresh, p.Stale), 0
 	}

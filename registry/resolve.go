@@ -54,7 +54,11 @@ func (s *Service) known(ctx context.Context, sp Space, p Policy, c *Call, b Bind
 		s.background(ctx, sp, p, c.Name, b)
 		return b, old, nil
 	}
-	wait, cancel := context.WithTimeout(ctx, p.Patience)
+	patience := p.Patience
+	if stale > p.Stale {
+		patience = p.Wait // there is no old answer to fall back on
+	}
+	wait, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	fresh, collapsed, err := s.ask(wait, sp, p, c.Name, b, false)
 	switch {
@@ -123,6 +127,11 @@ func (s *Service) ask(ctx context.Context, sp Space, p Policy, n Name, have Bind
 	leader := false
 	answer := s.resolves.DoChan(key, func() (any, error) {
 		leader = true
+		if !s.asking.TryAcquire(1) {
+			return nil, &Error{Kind: ErrUnavailable, Text: "resolve " + n.String() + ": too many open questions",
+				Public: "too many questions are waiting for what is behind", After: afterFailure}
+		}
+		defer s.asking.Release(1)
 		// The question belongs to nobody's request: it keeps ctx's values,
 		// for traces, and neither its cancellation nor its deadline.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askLimit)
@@ -305,7 +314,9 @@ func (s *Service) listed(ctx context.Context, sp Space, p Policy, n Name, b Bind
 		hb := Binding{Descriptor: h.Descriptor, Checked: now, Fresh: now.Add(hp.Fresh)}
 		old, err := s.Names.Lookup(ctx, name)
 		if err == nil {
-			if old.Fresh.IsZero() || old.Fresh.Sub(now) > hp.Fresh/2 {
+			// The document's digest vouches for the size; a HEAD's does not.
+			sized := old.Digest == h.Digest && old.Size == h.Size
+			if old.Fresh.IsZero() || sized && old.Fresh.Sub(now) > hp.Fresh/2 {
 				continue // known, and will be for long enough
 			}
 			hb.Listed = old.Listed

@@ -35,6 +35,7 @@ type Service struct {
 	derives  singleflight.Group
 	heavy    *semaphore.Weighted // by DeriveBytes
 	spare    *semaphore.Weighted // background revalidations
+	asking   *semaphore.Weighted // questions, whoever waits for them
 	recent   recent
 	work     sync.WaitGroup // background work, for Drain
 }
@@ -95,6 +96,9 @@ const (
 	// spareQuestions is how many revalidations may run that no client waits
 	// for; beyond it the old answer stays until the next request.
 	spareQuestions = 64
+	// openQuestions is how many questions may be open at once: they outlive
+	// those who asked, and nobody else bounds them.
+	openQuestions = 1024
 	// afterFailure is for how long a name whose revalidation failed is
 	// answered from what is here without asking again, unless the upstream
 	// named a time of its own.
@@ -116,6 +120,7 @@ func (s *Service) setup() {
 		}
 		s.heavy = semaphore.NewWeighted(s.DeriveBytes)
 		s.spare = semaphore.NewWeighted(spareQuestions)
+		s.asking = semaphore.NewWeighted(openQuestions)
 	})
 }
 
@@ -150,7 +155,15 @@ func (s *Service) Open(ctx context.Context, c *Call, offset, length int64) (Blob
 	}
 	w := Whole(c.Name, c.Binding)
 	w.Offset, w.Length = offset, length
-	return s.Blobs.Open(ctx, w)
+	b, err := s.Blobs.Open(ctx, w)
+	if KindOf(err) == ErrCorrupt && !c.Binding.Fresh.IsZero() {
+		// Either the upstream sends wrong bytes or what it said of them before,
+		// their size for one, was wrong: the next call asks again.
+		if _, uerr := s.Names.Bind(ctx, c.Name, c.Binding, Binding{}); uerr == nil {
+			s.Log.Warn("unbound a name whose bytes do not match it", "name", c.Name.String(), "err", err)
+		}
+	}
+	return b, err
 }
 
 // Document resolves c and opens all of what it is bound to: a manifest, a

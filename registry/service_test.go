@@ -527,6 +527,66 @@ func (nobody) Open(context.Context, registry.Want) (registry.Blob, error) {
 	return nil, registry.Errorf(registry.ErrNotFound, "nobody has it")
 }
 
+// TestPastStaleWaits: with no old answer to fall back on, a slow upstream is
+// waited for as if nothing were known.
+func TestPastStaleWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture()
+		f.up.docs[latest] = "one"
+		f.get(t, latest)
+		pass(2 * time.Hour)
+		f.up.slow = 5 * time.Second
+		if doc, via := f.get(t, latest); doc != "one" || via.Warning != "" {
+			t.Errorf("%q %+v", doc, via)
+		}
+	})
+}
+
+// TestQuestionsAreBounded: clients that leave do not leave a question each.
+func TestQuestionsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture()
+		f.up.slow = 15 * time.Second
+		for i := range 5000 {
+			ctx, cancel := context.WithCancel(context.Background())
+			cancel()
+			_, _, err := f.Resolve(ctx, &registry.Call{Name: registry.Name{Space: "oci", Repo: "r", Ref: fmt.Sprint(i)}})
+			if !errors.Is(err, registry.ErrUnavailable) {
+				t.Fatal(err)
+			}
+		}
+		synctest.Wait()
+		if n := f.up.resolves.Load(); n > 1024 {
+			t.Errorf("%d questions are open for clients that have left", n)
+		}
+		pass(time.Minute)
+	})
+}
+
+// TestWrongSizeHeals: a size that the upstream told wrong once is not believed
+// for ever.
+func TestWrongSizeHeals(t *testing.T) {
+	f := newFixture()
+	f.up.docs[latest] = "one"
+	f.get(t, latest)
+	f.Blobs = cachetiers.NewTier(new(cachetiers.Memory), f.up, cachetiers.Options{})
+	b, err := f.names.Lookup(context.Background(), latest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wrong := b
+	wrong.Size = 17
+	if _, err := f.names.Bind(context.Background(), latest, b, wrong); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := f.getErr(latest); !errors.Is(err, registry.ErrCorrupt) {
+		t.Errorf("a wrong size: %v", err)
+	}
+	if doc, _ := f.get(t, latest); doc != "one" {
+		t.Errorf("%q", doc)
+	}
+}
+
 func TestView(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture()

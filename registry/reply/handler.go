@@ -2,6 +2,7 @@ package reply
 
 import (
 	"bufio"
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -24,6 +25,16 @@ type Options struct {
 	Meter registry.Meter
 }
 
+// firstByte is how long any request may take until its answer begins, whatever
+// chain of questions it needs: clients give up after some 30 s.
+const firstByte = 22 * time.Second
+
+// bodyTime is how long a client may take to send a request's body.
+const bodyTime = 30 * time.Second
+
+var errSlow = &registry.Error{Kind: registry.ErrUnavailable, Text: "no answer to begin with in time",
+	Public: "what is behind did not answer in time", After: 5 * time.Second}
+
 // Handler gives every request an id (X-Request-Id), a log line and a place in
 // the metrics, and turns a panic into a 500. It keeps next's way to sendfile.
 func Handler(next http.Handler, o Options) http.Handler {
@@ -34,7 +45,15 @@ func Handler(next http.Handler, o Options) http.Handler {
 		o.Meter = registry.NoMeter{}
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		rec := &recorder{ResponseWriter: w, id: newID()}
+		ctx, cancel := context.WithCancelCause(r.Context())
+		defer cancel(nil)
+		r = r.WithContext(ctx)
+		rec := &recorder{ResponseWriter: w, id: newID(), slow: time.AfterFunc(firstByte, func() { cancel(errSlow) })}
+		defer rec.slow.Stop()
+		if r.ContentLength != 0 {
+			// A body that never comes must not hold the connection.
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTime))
+		}
 		w.Header().Set("X-Request-Id", rec.id)
 		start := time.Now()
 		defer func() {
@@ -66,6 +85,7 @@ func Handler(next http.Handler, o Options) http.Handler {
 type recorder struct {
 	http.ResponseWriter
 	id     string
+	slow   *time.Timer // gives the request up unless an answer begins
 	status int
 	bytes  int64
 	via    registry.Via
@@ -75,14 +95,23 @@ type recorder struct {
 // WriteHeader implements http.ResponseWriter.
 func (rec *recorder) WriteHeader(status int) {
 	if rec.status == 0 && status >= 200 {
+		rec.begun()
 		rec.status = status
 	}
 	rec.ResponseWriter.WriteHeader(status)
 }
 
+// begun is called when the answer begins: from then on it may take its time.
+func (rec *recorder) begun() {
+	if rec.slow != nil {
+		rec.slow.Stop()
+	}
+}
+
 // Write implements http.ResponseWriter.
 func (rec *recorder) Write(b []byte) (int, error) {
 	if rec.status == 0 {
+		rec.begun()
 		rec.status = http.StatusOK
 	}
 	n, err := rec.ResponseWriter.Write(b)
@@ -93,6 +122,7 @@ func (rec *recorder) Write(b []byte) (int, error) {
 // ReadFrom keeps net/http's sendfile reachable.
 func (rec *recorder) ReadFrom(src io.Reader) (int64, error) {
 	if rec.status == 0 {
+		rec.begun()
 		rec.status = http.StatusOK
 	}
 	rf, ok := rec.ResponseWriter.(io.ReaderFrom)

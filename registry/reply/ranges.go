@@ -48,6 +48,14 @@ func parseRange(field string, size int64) (spans []span, ok bool) {
 	return spans, seen
 }
 
+// sum is how many bytes spans have together.
+func sum(spans []span) (n int64) {
+	for _, sp := range spans {
+		n += sp.length
+	}
+	return n
+}
+
 // parseSpan gives a zero span for a range that cannot be satisfied.
 func parseSpan(first, last string, size int64) (sp span, ok bool) {
 	if first == "" {

@@ -78,6 +78,7 @@ func TestRanges(t *testing.T) {
 		{"bytes=1-2-3", 200, text, ""},
 		{"bytes=+1-2", 200, text, ""},
 		{"lines=1-2", 200, text, ""},
+		{"bytes=0-,0-,0-", 200, text, ""},
 		{"bytes=0-0" + strings.Repeat(",1-1", 16), 200, text, ""},
 	}
 	for _, unknown := range []bool{false, true} {

@@ -168,8 +168,10 @@ func (s *serving) ranged(header string) error {
 	}
 	spans, ok := parseRange(header, size)
 	switch {
-	case !ok || len(spans) > maxParts:
-		return s.whole() // not a valid bytes range: ignored, as section 14.2 demands
+	case !ok || len(spans) > maxParts || sum(spans) > size:
+		// Not a valid bytes range, which section 14.2 demands to be ignored, or
+		// a set of ranges that overlap, which it allows to be.
+		return s.whole()
 	case len(spans) == 0:
 		s.via()
 		h := s.w.Header()
