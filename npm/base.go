@@ -8,54 +8,74 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/weir-registry/weir/registry"
 )
 
-// maxBases is how many addresses of its own a node keeps views for. Which host
-// a client calls is the client's to say, so without a bound it could fill the
-// store with views; beyond it a view is made for the one answer and not kept.
-const maxBases = 64
+const (
+	// maxBases is how many addresses of its own a node keeps views for. Which
+	// host a client calls is the client's to say, so without a bound it could
+	// fill the store with views; beyond it a view is made for the one answer
+	// and not kept.
+	maxBases = 64
+	// baseIdle is how long an address must not have been called for another to
+	// take its place: names that somebody made up go, and those in use stay.
+	baseIdle = 10 * time.Minute
+)
 
-// bases are the addresses that clients have called this node by.
+// bases are the addresses that clients have called this node by. The zero
+// value has none.
 type bases struct {
 	mu   sync.Mutex
-	seen map[string]bool // guarded by mu
+	used map[string]time.Time // when last; guarded by mu
 }
 
-// keeps reports whether views for base are kept.
-func (b *bases) keeps(base string) bool {
+// keeps reports whether a view for base, about to be made, is kept.
+func (b *bases) keeps(base string, now time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.seen[base] {
-		return true
-	}
-	if len(b.seen) >= maxBases {
+	if _, ok := b.used[base]; !ok && len(b.used) >= maxBases && !b.dropIdleLocked(now) {
 		return false
 	}
-	if b.seen == nil {
-		b.seen = map[string]bool{}
+	if b.used == nil {
+		b.used = map[string]time.Time{}
 	}
-	b.seen[base] = true
+	b.used[base] = now
+	return true
+}
+
+// dropIdleLocked makes room by dropping the base that was used longest ago,
+// if that is long enough.
+func (b *bases) dropIdleLocked(now time.Time) bool {
+	oldest, at := "", now
+	for base, t := range b.used {
+		if t.Before(at) {
+			oldest, at = base, t
+		}
+	}
+	if now.Sub(at) < baseIdle {
+		return false
+	}
+	delete(b.used, oldest)
 	return true
 }
 
 // base is the registry's address as the client of r calls it, without a
-// trailing slash, and whether views for it are kept.
-func (h *handler) base(r *http.Request) (string, bool, error) {
+// trailing slash.
+func (h *handler) base(r *http.Request) (string, error) {
 	if h.o.PublicURL != "" {
-		return strings.TrimRight(h.o.PublicURL, "/") + h.o.Prefix, true, nil
+		return strings.TrimRight(h.o.PublicURL, "/") + h.o.Prefix, nil
 	}
 	host := strings.ToLower(r.Host)
 	if !validHost(host) {
-		return "", false, registry.Errorf(registry.ErrInvalid, "the Host header is not a host")
+		return "", registry.Errorf(registry.ErrInvalid, "the Host header is not a host")
 	}
 	scheme := "http://"
 	if r.TLS != nil {
 		scheme = "https://"
 	}
-	base := scheme + host + h.o.Prefix
-	return base, h.bases.keeps(base), nil
+	return scheme + host + h.o.Prefix, nil
 }
 
 // validHost reports whether s is a host name or an address, with or without a

@@ -25,9 +25,14 @@ func (d *document) Read(p []byte) (int, error) {
 	if !d.check.see(p[:n]) {
 		return 0, d.up.nonsense("answers with something that is not a JSON object")
 	}
+	if d.check.foreign {
+		return 0, d.up.nonsense("answers with another package's document")
+	}
 	switch {
 	case err == io.EOF && !d.check.whole():
 		return n, d.up.nonsense("answers with something that is not a whole packument")
+	case registry.KindOf(err) != nil:
+		return n, err
 	case err != nil && err != io.EOF:
 		return n, registry.Wrap(registry.ErrUnavailable, err, "read the document of "+d.up.Name)
 	}
@@ -58,25 +63,35 @@ func (g *gunzip) Read(p []byte) (int, error) {
 	return g.z.Read(p)
 }
 
+// maxRaw is how many bytes of a string an outline keeps: a package's name with
+// each byte escaped, and the quotes.
+const maxRaw = 6*maxName + 2
+
 // An outline follows JSON byte by byte just closely enough to tell one whole
-// object from anything else, and a packument from another object, without
-// keeping it. What is inside is not its concern: a derivation reads that.
+// object from anything else, and a package's packument from another object,
+// without keeping it. What is inside is not its concern: a derivation reads
+// that.
 type outline struct {
-	packument bool // the object must look like a packument
+	packument string // the package whose packument it must be; "" if any object will do
 
 	begun, ended   bool
 	depth          int
 	inside, escape bool   // of a string, after a backslash
-	key            []byte // the string at depth one being read
+	raw            []byte // the string at depth one being read, as far as maxRaw
 	atKey          bool   // the next string at depth one is a name
+	naming         bool   // the next value at depth one is the package's name
 	known          bool   // a name that a packument has was seen
+	foreign        bool   // it names another package
 }
 
 // see follows p and reports whether it can still become an object.
 func (o *outline) see(p []byte) bool {
 	for _, c := range p {
 		if o.inside {
-			o.string(c)
+			// Most of a packument is text further in, which this is quick about.
+			if o.depth == 1 || o.escape || c == '"' || c == '\\' {
+				o.string(c)
+			}
 			continue
 		}
 		switch c {
@@ -95,7 +110,7 @@ func (o *outline) see(p []byte) bool {
 		}
 		switch c {
 		case '"':
-			o.inside, o.key = true, o.key[:0]
+			o.inside, o.raw = true, append(o.raw[:0], c)
 		case '{', '[':
 			o.depth++
 		case '}', ']':
@@ -114,6 +129,9 @@ func (o *outline) see(p []byte) bool {
 
 // string follows a byte inside of a string.
 func (o *outline) string(c byte) {
+	if o.depth == 1 && len(o.raw) <= maxRaw {
+		o.raw = append(o.raw, c)
+	}
 	switch {
 	case o.escape:
 		o.escape = false
@@ -121,18 +139,23 @@ func (o *outline) string(c byte) {
 		o.escape = true
 	case c == '"':
 		o.inside = false
-		if o.depth == 1 && o.atKey {
-			switch string(o.key) {
-			case "versions", "name", "_id":
-				o.known = true
-			}
+		if o.depth == 1 {
+			o.said()
 		}
-		return
 	}
-	if o.depth == 1 && len(o.key) < 16 {
-		o.key = append(o.key, c)
+}
+
+// said follows a whole string at depth one.
+func (o *outline) said() {
+	is := func(s string) bool { return len(o.raw) <= maxRaw && named(o.raw, s) }
+	switch {
+	case o.atKey:
+		o.naming = is("name")
+		o.known = o.known || o.naming || is("versions") || is("_id")
+	case o.naming && o.packument != "" && !is(o.packument):
+		o.foreign = true
 	}
 }
 
 // whole reports whether what was seen is one whole object of the kind wanted.
-func (o *outline) whole() bool { return o.ended && (o.known || !o.packument) }
+func (o *outline) whole() bool { return o.ended && (o.known || o.packument == "") }

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/weir-registry/weir/registry"
@@ -31,14 +32,16 @@ func New(c Config) http.Handler {
 		c.Log = slog.Default()
 	}
 	c.Prefix = strings.TrimRight(c.Prefix, "/")
-	return &handler{o: c, unkept: make(chan struct{}, maxUnkept)}
+	return &handler{o: c, unkept: make(chan struct{}, maxUnkept), passing: make(chan struct{}, maxPassing)}
 }
 
 type handler struct {
 	o        Config
 	bases    bases
 	rechecks rechecks
+	passing  chan struct{} // a place for each exchange that is passed on
 	unkept   chan struct{} // a place for each view being made for one answer
+	held     atomic.Int64  // bytes of such views being sent
 }
 
 // An action answers one request, or returns an error while nothing is written.

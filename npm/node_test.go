@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -41,13 +42,20 @@ type node struct {
 	url   string
 	names *names.Memory
 	near  *forgetful
+	npm   http.Handler // what is behind url, for clients that are no sockets
 }
 
 // forgetful is a Store that can lose a blob, as one that is full does.
 type forgetful struct {
 	registry.Store
 	lost sync.Map // of digest.Digest, until it is committed again
+
+	stages atomic.Int64         // begun and not closed
+	gate   atomic.Pointer[gate] // if set: each stage waits there before it begins
 }
+
+// A gate tells who has arrived, and lets everybody through once open is closed.
+type gate struct{ arrived, open chan struct{} }
 
 func (f *forgetful) Open(ctx context.Context, w registry.Want) (registry.Blob, error) {
 	if _, ok := f.lost.Load(w.Digest); ok {
@@ -57,13 +65,24 @@ func (f *forgetful) Open(ctx context.Context, w registry.Want) (registry.Blob, e
 }
 
 func (f *forgetful) Stage(ctx context.Context, expect registry.Descriptor) (registry.Stage, error) {
+	if g := f.gate.Load(); g != nil {
+		g.arrived <- struct{}{}
+		<-g.open
+	}
 	s, err := f.Store.Stage(ctx, expect)
-	return &remembering{s, f}, err
+	f.stages.Add(1)
+	return &remembering{Stage: s, f: f}, err
 }
 
 type remembering struct {
 	registry.Stage
-	f *forgetful
+	f    *forgetful
+	once sync.Once
+}
+
+func (r *remembering) Close() error {
+	r.once.Do(func() { r.f.stages.Add(-1) })
+	return r.Stage.Close()
 }
 
 func (r *remembering) Commit(ctx context.Context) (registry.Descriptor, error) {
@@ -109,7 +128,8 @@ func startNode(t testing.TB, c npm.Config, registries ...npm.Registry) *node {
 	c.Service.Blobs = cachetiers.NewTier(n.near, up, cachetiers.Options{Name: "memory", Log: log})
 	c.Service.Spaces = map[string]registry.Space{"npm": up.Space()}
 	c.Upstreams = up
-	s := httptest.NewServer(reply.Handler(npm.New(c), reply.Options{Space: "npm", Log: log}))
+	n.npm = reply.Handler(npm.New(c), reply.Options{Space: "npm", Log: log})
+	s := httptest.NewServer(n.npm)
 	t.Cleanup(func() {
 		s.Close()
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)

@@ -18,7 +18,8 @@ import (
 const (
 	// gzipLevel: 40 MB of packument take a quarter of a second, once.
 	gzipLevel = 6
-	// maxUnkept is how many views may be made at once that are not kept.
+	// maxUnkept is how many views may be made at once that are not kept; the
+	// rest wait. Sending them is not counted.
 	maxUnkept = 4
 	// clientAge is for how long a client may use a packument without asking:
 	// long enough for one install, too short to hide that a version was
@@ -77,7 +78,7 @@ func (v view) write(doc io.Reader, w io.Writer, t target) error {
 // encoding that the client prefers.
 func (h *handler) packument(w http.ResponseWriter, r *http.Request, q request) error {
 	w.Header().Set("Vary", "Accept, Accept-Encoding")
-	base, kept, err := h.base(r)
+	base, err := h.base(r)
 	if err != nil {
 		return err
 	}
@@ -96,60 +97,72 @@ func (h *handler) packument(w http.ResponseWriter, r *http.Request, q request) e
 		return registry.Errorf(registry.ErrUnavailable, "%s", via.Warning)
 	}
 	t := target{base: base, pkg: q.pkg}
-	if !kept {
-		return h.unkeptView(w, r, &call, v, t)
+	answer := h.unkeptView
+	if h.o.PublicURL != "" || h.bases.keeps(base, time.Now()) {
+		answer = h.keptView
 	}
-	b, blob, made, err := h.o.Service.View(r.Context(), &call, v.key(base), func(_ context.Context, doc registry.Blob, out io.Writer) (string, error) {
-		return v.mediaType(), v.write(doc, out, t)
-	})
+	body, made, err := answer(r, &call, v, t)
 	if err != nil {
 		return truthful(err)
 	}
 	via = whence(via.Over(made))
 	reply.Record(w, via)
 	cacheFor(w.Header(), via, min(clientAge, h.o.Upstreams.Policy(call.Name).Fresh))
-	tag := etag(v.tag(), string(b.Digest))
-	if v.gzip && !reply.Matches(r, tag) {
+	if v.gzip && !reply.Matches(r, body.ETag) {
 		w.Header().Set("Content-Encoding", "gzip")
 	}
 	w.Header().Set("Content-Type", v.mediaType())
-	return reply.Serve(w, r, reply.Body{Descriptor: b.Descriptor, ETag: tag, Blob: blob})
+	return reply.Serve(w, r, body)
 }
 
-// unkeptView makes a view for one answer, of unknown length.
-func (h *handler) unkeptView(w http.ResponseWriter, r *http.Request, call *registry.Call, v view, t target) error {
+// keptView is a view that is made once and kept.
+func (h *handler) keptView(r *http.Request, call *registry.Call, v view, t target) (reply.Body, registry.Via, error) {
+	b, blob, made, err := h.o.Service.View(r.Context(), call, v.key(t.base), func(_ context.Context, doc registry.Blob, out io.Writer) (string, error) {
+		return v.mediaType(), v.write(doc, out, t)
+	})
+	return reply.Body{Descriptor: b.Descriptor, ETag: etag(v.tag(), string(b.Digest)), Blob: blob}, made, err
+}
+
+// unkeptView is a view made for one answer. Nothing is made for a client that
+// has it.
+func (h *handler) unkeptView(r *http.Request, call *registry.Call, v view, t target) (reply.Body, registry.Via, error) {
+	tag := func() string { return etag(v.tag(), string(call.Binding.Digest)+" "+v.key(t.base)) }
+	if known := tag(); reply.Matches(r, known) {
+		return reply.Body{ETag: known}, registry.Via{}, nil
+	}
+	blob, via, err := h.spool(r.Context(), call, v, t)
+	if err != nil {
+		return reply.Body{}, via, err
+	}
+	return reply.Body{Descriptor: blob.Descriptor(), ETag: tag(), Blob: blob}, via, nil
+}
+
+// spool makes a view into a stage that is never committed. It waits for a
+// place, which is free again when it returns: how slowly the client reads is
+// nobody else's concern.
+func (h *handler) spool(ctx context.Context, call *registry.Call, v view, t target) (registry.Blob, registry.Via, error) {
 	select {
 	case h.unkept <- struct{}{}:
 		defer func() { <-h.unkept }()
-	default:
-		return registry.Errorf(registry.ErrUnavailable, "this node is called by more than %d names: set its public_url", maxBases)
+	case <-ctx.Done():
+		return nil, registry.Via{}, registry.Errorf(registry.ErrUnavailable, "too many views are being made: %s", manyNames)
 	}
-	doc, via, err := h.o.Service.Document(r.Context(), call)
+	doc, via, err := h.o.Service.Document(ctx, call)
 	if err != nil {
-		return truthful(err)
+		return nil, via, err
 	}
 	defer doc.Close()
-	v.gzip = false
-	reply.Record(w, whence(via))
-	cacheFor(w.Header(), via, min(clientAge, h.o.Upstreams.Policy(call.Name).Fresh))
-	tag := etag(v.tag(), string(call.Binding.Digest)+" "+t.base)
-	w.Header().Set("ETag", tag)
-	if reply.Matches(r, tag) {
-		w.WriteHeader(http.StatusNotModified)
-		return nil
+	stage, err := h.o.Service.Blobs.Stage(ctx, registry.Descriptor{Size: -1})
+	if err != nil {
+		return nil, via, err
 	}
-	w.Header().Set("Content-Type", v.mediaType())
-	w.WriteHeader(http.StatusOK)
-	if r.Method == http.MethodHead {
-		return nil
+	b := &spooled{stage: stage, held: &h.held, mediaType: v.mediaType(), via: via}
+	if err := v.write(doc, b, t); err != nil {
+		b.Close()
+		return nil, via, err
 	}
-	// The bytes are made as fast as the client takes them, within passTime.
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(passTime))
-	if err := v.write(doc, w, t); err != nil {
-		reply.Failed(w, err)
-		panic(http.ErrAbortHandler)
-	}
-	return nil
+	b.SectionReader = io.NewSectionReader(stage, 0, b.size)
+	return b, via, nil
 }
 
 // etag is a strong entity tag for bytes of which of says all; tag keeps those

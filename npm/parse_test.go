@@ -208,3 +208,45 @@ func FuzzFileName(f *testing.F) {
 		}
 	})
 }
+
+func TestOutline(t *testing.T) {
+	long := strings.Repeat("n", maxName)
+	escaped := strings.Repeat(`\u006e`, maxName)
+	for _, c := range []struct {
+		pkg, doc       string
+		whole, foreign bool
+	}{
+		{"a", `{"name":"a","versions":{}}`, true, false},
+		{"a", `{"versions":{},"name":"a"}`, true, false},
+		{"a", ` { "n\u0061me" : "\u0061" } `, true, false},
+		{"a", `{"_id":"b"}`, true, false},
+		{"a", `{"versions":{"1":{"name":"b"}},"author":{"name":"b"},"maintainers":[{"name":"b"},"name","b"]}`, true, false},
+		{"a", `{"name":null,"versions":{}}`, true, false},
+		{"a", `{"name":["b"],"versions":{}}`, true, false},
+		{"a", `{"x":"name","y":"b","name":"a"}`, true, false},
+		{"a", `{"name":"a","description":"b"}`, true, false},
+		{"@s/a", `{"name":"@s\/a"}`, true, false},
+		{"@s/a", `{"name":"a"}`, true, true},
+		{"a", `{"name":"b","versions":{}}`, true, true},
+		{"a", `{"name":"A"}`, true, true},
+		{"a", `{"name":""}`, true, true},
+		{"a", `{"name":"a\u0000"}`, true, true},
+		{"a", `{"n\u0061me":"b"}`, true, true},
+		{"a", `{"versions":{"1":{}},"name" : "b"}`, true, true},
+		{"a", `{"name":"a","name":"b"}`, true, true},
+		{"a", `{"x":1}`, false, false},
+		{"a", `{"x":"name"}`, false, false},
+		{"a", `{"name":"a"`, false, false},
+		{long, `{"name":"` + long + `"}`, true, false},
+		{long, `{"name":"` + escaped + `"}`, true, false},
+		{long, `{"name":"` + escaped + `n"}`, true, true},
+		{long, `{"name":"` + long + escaped + `"}`, true, true},
+		{"", `{"name":"b"}`, true, false},
+		{"", `{"keys":[]}`, true, false},
+	} {
+		o := &outline{packument: c.pkg}
+		if whole := o.fits([]byte(c.doc)); whole != c.whole || o.foreign != c.foreign {
+			t.Errorf("%.30s: %.80s: whole %v, another's %v", c.pkg, c.doc, whole, o.foreign)
+		}
+	}
+}

@@ -17,6 +17,10 @@ const (
 	maxAuditBody = 32 << 20
 	// maxPassed bounds an answer that is passed on.
 	maxPassed = 64 << 20
+	// maxPassing is how many exchanges may be passed on at once. Each holds a
+	// connection to the upstream for as long as its client takes to send and
+	// to read; the rest of outbound's 64 are for what is kept.
+	maxPassing = 16
 	// passTime is how long one exchange that is passed on may take in all.
 	passTime = 2 * time.Minute
 )
@@ -82,6 +86,12 @@ func (h *handler) passOn(w http.ResponseWriter, r *http.Request, q request) erro
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), passTime)
 	defer cancel()
+	select {
+	case h.passing <- struct{}{}:
+		defer func() { <-h.passing }()
+	case <-ctx.Done():
+		return registry.Errorf(registry.ErrUnavailable, "too many questions are being passed on")
+	}
 	method, body, size := http.MethodGet, io.Reader(nil), int64(0)
 	if r.Method == http.MethodPost {
 		if r.ContentLength > maxAuditBody {

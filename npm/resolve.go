@@ -81,7 +81,11 @@ func (up *upstream) document(resp *http.Response, n registry.Name) (io.ReadClose
 	default:
 		return nil, up.nonsense("answers with a content encoding it was not offered")
 	}
-	return &document{body: resp.Body, r: r, up: up, check: outline{packument: n.Ref == ""}}, nil
+	d := &document{body: resp.Body, r: r, up: up}
+	if n.Ref == "" {
+		d.check.packument = n.Repo
+	}
+	return d, nil
 }
 
 // Open opens a tarball at the address its packument gives. Documents and views

@@ -115,7 +115,7 @@ func (h *handler) inIndex(ctx context.Context, c *registry.Call, find func(index
 // version answers with the object of one version, by its number or a tag.
 // Ranges are not resolved: no registry does.
 func (h *handler) version(w http.ResponseWriter, r *http.Request, q request) error {
-	base, _, err := h.base(r)
+	base, err := h.base(r)
 	if err != nil {
 		return err
 	}

@@ -245,7 +245,7 @@ func TestBigDocument(t *testing.T) {
 			accept := []string{"application/json", corgiAccept}[i%2]
 			a, err := n.tryRaw("GET", "/npm/big", nil, "Accept", accept, "Accept-Encoding", "gzip")
 			if err != nil || a.StatusCode != 200 || a.Header.Get("Content-Encoding") != "gzip" {
-				t.Errorf("%v %v", a.Response, err)
+				t.Errorf("%v %.200s %v", a.Response, a.raw, err)
 			}
 			same[i%2].Store(sha1.Sum(a.raw), a.raw)
 		})
@@ -283,6 +283,32 @@ func TestBigDocument(t *testing.T) {
 	// the document would take half a second each time.
 	if took := time.Since(begin); took > 10*time.Second {
 		t.Errorf("50 versions took %v", took)
+	}
+}
+
+// TestAnotherPackagesDocument: an upstream, or what is in front of it, that
+// mixes answers up does not make one package into another.
+func TestAnotherPackagesDocument(t *testing.T) {
+	var mixed atomic.Bool
+	n := newNode(t, script(t, func(w http.ResponseWriter, r *http.Request) {
+		pkg := strings.TrimPrefix(r.URL.Path, "/")
+		if mixed.Load() {
+			pkg = "evil"
+		}
+		io.WriteString(w, one(pkg, "http://r.example/x/-/x-1.0.0.tgz", nil))
+	}), func(r *npm.Registry, _ *npm.Config) { r.Fresh = time.Millisecond })
+	for _, path := range []string{"/npm/left", "/npm/@acme%2fright"} {
+		n.get(path).is(t, 200)
+	}
+	mixed.Store(true)
+	for _, path := range []string{"/npm/other", "/npm/other/1.0.0", "/npm/other/-/other-1.0.0.tgz", "/npm/@acme%2fother"} {
+		if a := n.get(path).is(t, 503); !strings.Contains(string(a.body), "another package's document") {
+			t.Errorf("%s: %s", path, a.body)
+		}
+	}
+	n.get("/npm/evil").is(t, 200)
+	if a := n.get("/npm/left").is(t, 200); a.json(t)["name"] != "left" {
+		t.Errorf("%s", a.body)
 	}
 }
 
