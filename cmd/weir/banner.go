@@ -6,26 +6,41 @@ import (
 	"maps"
 	"net"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 )
 
-// clientURL is what clients on this machine, or everywhere if public_url says
-// so, call a node that listens on addr.
+// clientURL is what clients call a node that listens on addr: what public_url
+// says, else the address, else, if it is every address of this machine, the
+// machine's name.
 func (c *Config) clientURL(addr net.Addr) string {
 	if c.PublicURL != "" {
 		return strings.TrimSuffix(c.PublicURL, "/")
 	}
 	host, port, _ := net.SplitHostPort(addr.String())
 	if ip := net.ParseIP(host); ip == nil || ip.IsUnspecified() {
-		host = "127.0.0.1"
+		if host, _ = os.Hostname(); host == "" {
+			host = "127.0.0.1"
+		}
 	}
 	return "http://" + net.JoinHostPort(host, port)
 }
 
-// printHelp prints what to paste where, now that base answers.
-func printHelp(w io.Writer, c *Config, base string, npm bool) {
+// isLoopback reports whether only this machine can reach a host, which is an
+// address or a name.
+func isLoopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// printHelp prints what to paste where, now that there is a listener on addr.
+func printHelp(w io.Writer, c *Config, addr net.Addr, npm bool) {
+	base := c.clientURL(addr)
 	fmt.Fprintf(w, "weir %s is serving on %s, data in %s\n", version, base, c.Data)
+	if host, _, _ := net.SplitHostPort(addr.String()); !isLoopback(host) {
+		fmt.Fprintf(w, "anyone who can reach this port can pull what access.anonymous allows: %s\n", strings.Join(c.Access.Anonymous, ", "))
+	}
 	if len(c.OCI.Upstreams) > 0 {
 		printOCIHelp(w, c, base)
 	}
@@ -50,18 +65,26 @@ func printOCIHelp(w io.Writer, c *Config, base string) {
 	names := slices.Sorted(maps.Keys(c.OCI.Upstreams))
 	// docker.io and one other show all there is to it.
 	slices.SortStableFunc(names, func(a, b string) int { return rank(a) - rank(b) })
-	for _, name := range names[:min(2, len(names))] {
+	shown, others := names[:min(2, len(names))], names[min(2, len(names)):]
+	for _, name := range shown {
 		fmt.Fprintf(w, "\ncontainerd, in /etc/containerd/certs.d/%s/hosts.toml:\n  server = %q\n  [host.%q]\n    capabilities = [\"pull\", \"resolve\"]\n",
 			name, c.OCI.Upstreams[name].URL, base)
 	}
-	for _, name := range names[:min(2, len(names))] {
-		fmt.Fprintf(w, "\npodman, skopeo, buildah, in /etc/containers/registries.conf:\n  [[registry]]\n  location = %q\n  [[registry.mirror]]\n  location = %q\n",
+	for _, name := range shown {
+		fmt.Fprintf(w, "\npodman, skopeo, buildah, in /etc/containers/registries.conf.d/weir.conf:\n  [[registry]]\n  location = %q\n  [[registry.mirror]]\n  location = %q\n",
 			name, host+"/"+name)
 		if insecure {
 			fmt.Fprintf(w, "  insecure = true\n")
 		}
 	}
-	fmt.Fprintf(w, "\ncrane and others, by path:\n  crane pull %s/%s/REPOSITORY:TAG image.tar\n", host, names[0])
+	if len(others) > 0 {
+		fmt.Fprintf(w, "\nthe same for %s, each with its own name and address\n", strings.Join(others, ", "))
+	}
+	flag := ""
+	if insecure && !isLoopback(u.Hostname()) {
+		flag = "--insecure " // crane asks by HTTPS unless it sees that the address is private
+	}
+	fmt.Fprintf(w, "\ncrane and others, by path:\n  crane pull %s%s/%s/REPOSITORY:TAG image.tar\n", flag, host, names[0])
 }
 
 func rank(name string) int {

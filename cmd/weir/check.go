@@ -140,7 +140,37 @@ func (c *Config) guard() (*entitle.Grants, error) {
 			return nil, fmt.Errorf("access.anonymous: there is no protocol %q, only %s and %s", space, oci.Space, npmSpace)
 		}
 	}
+	upstreams := slices.Sorted(maps.Keys(c.OCI.Upstreams))
+	for _, text := range c.Access.Anonymous {
+		_, pattern, ok := strings.Cut(text, " "+oci.Space+":")
+		if ok && !canMatch(pattern, upstreams) {
+			return nil, fmt.Errorf("access.anonymous: %q matches nothing that is configured: repositories begin with %s",
+				text, orNone(upstreams))
+		}
+	}
 	return grants, nil
+}
+
+// canMatch reports whether a grant's pattern matches a repository of any of the
+// upstreams, whose repositories are called "docker.io/library/alpine". It looks
+// at the beginning alone, where names are misspelt.
+func canMatch(pattern string, upstreams []string) bool {
+	start, _, open := strings.Cut(pattern, "*")
+	if open && start == "" {
+		return true // "*" with no upstream is what a file for npm alone has by default
+	}
+	return slices.ContainsFunc(upstreams, func(name string) bool {
+		rest, ok := strings.CutPrefix(start, name+"/")
+		return ok && (open || rest != "") || open && strings.HasPrefix(name+"/", start)
+	})
+}
+
+// orNone lists the beginnings of repositories' names.
+func orNone(upstreams []string) string {
+	if len(upstreams) == 0 {
+		return "an upstream's name, and oci.upstreams has none"
+	}
+	return strings.Join(upstreams, "/, ") + "/"
 }
 
 // ociRegistries is oci.upstreams as package oci wants it, in a fixed order.

@@ -130,6 +130,12 @@ func TestConfigMistakes(t *testing.T) {
 		{"access: {anonymous: [[a]]}", "access.anonymous[0]: expected a single value, not a list"},
 		{"access: {anonymous: [\"push oci:*\"]}", `access.anonymous: grant "push oci:*": there is no action "push"`},
 		{"access: {anonymous: [\"pull ocl:*\"]}", `there is no protocol "ocl"`},
+		{"access: {anonymous: [\"pull oci:dockr.io/*\"]}\noci: {upstreams: {docker.io: {}, ghcr.io: {}}}", `access.anonymous: "pull oci:dockr.io/*" matches nothing that is configured: repositories begin with docker.io/, ghcr.io/`},
+		{"access: {anonymous: [\"pull oci:*\", \"pull oci:library/*\"]}", `"pull oci:library/*" matches nothing`},
+		{"access: {anonymous: [\"pull oci:docker.io\"]}", `"pull oci:docker.io" matches nothing`},
+		{"access: {anonymous: [\"pull oci:docker.io/\"]}", `"pull oci:docker.io/" matches nothing`},
+		{"access: {anonymous: [\"pull oci:Docker.io/*\"]}", `"pull oci:Docker.io/*" matches nothing`},
+		{"access: {anonymous: [\"pull oci:ghcr.io/*\"]}\noci: {upstreams: {}}", `"pull oci:ghcr.io/*" matches nothing that is configured: repositories begin with an upstream's name, and oci.upstreams has none`},
 		{"listen: 5000", `listen: "5000" is not an address such as`},
 		{"listen: 127.0.0.1:99999", `has no port between`},
 		{"ops: 127.0.0.1:5000", "ops: the same address as listen"},
@@ -162,6 +168,18 @@ func TestConfigMistakes(t *testing.T) {
 		if err != nil && strings.Contains(err.Error(), "\n") {
 			t.Errorf("%q: more than a line: %v", c.text, err)
 		}
+	}
+}
+
+// TestGrantsThatMatch: these are no mistakes.
+func TestGrantsThatMatch(t *testing.T) {
+	for _, grant := range []string{"oci:*", "oci:*/alpine", "oci:d*", "oci:docker.io*", "oci:docker.io/*", "oci:docker.io/library/al*ne", "oci:docker.io/library/alpine", "npm:dockr.io/*"} {
+		if _, err := decode("access: {anonymous: [\"pull " + grant + "\"]}"); err != nil {
+			t.Errorf("%s: %v", grant, err)
+		}
+	}
+	if _, err := decode("oci: {upstreams: {}}"); err != nil {
+		t.Errorf("npm alone, and access as it is by default: %v", err)
 	}
 }
 

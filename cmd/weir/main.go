@@ -35,7 +35,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 		SilenceErrors: true,
 		Args:          noArgs,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Version:       versionText(),
 	}
+	root.SetVersionTemplate("weir {{.Version}}\n")
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(serveCommand(), configCommand(), versionCommand())
@@ -82,6 +84,11 @@ type versionInfo struct {
 	Platform string `json:"platform"`
 }
 
+// versionText is what "weir --version" and "weir version" print after "weir".
+func versionText() string {
+	return fmt.Sprintf("%s (%s, %s/%s)", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+}
+
 func versionCommand() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
@@ -102,7 +109,7 @@ func versionCommand() *cobra.Command {
 			case "json":
 				return json.NewEncoder(cmd.OutOrStdout()).Encode(v)
 			case "text":
-				_, err := fmt.Fprintf(cmd.OutOrStdout(), "weir %s (%s, %s)\n", v.Version, v.Go, v.Platform)
+				_, err := fmt.Fprintf(cmd.OutOrStdout(), "weir %s\n", versionText())
 				return err
 			}
 			return usageError{fmt.Errorf("-o %s: neither text nor json", output)}

@@ -89,6 +89,10 @@ func TestVersion(t *testing.T) {
 	if code, stdout, _ := try("version"); code != 0 || !strings.HasPrefix(stdout, "weir "+version+" (go") {
 		t.Errorf("version: %d %q", code, stdout)
 	}
+	_, said, _ := try("version")
+	if code, stdout, stderr := try("--version"); code != 0 || stdout != said || stderr != "" {
+		t.Errorf("--version: %d %q %q, version says %q", code, stdout, stderr, said)
+	}
 	code, stdout, _ := try("version", "-o", "json")
 	var v versionInfo
 	if err := json.Unmarshal([]byte(stdout), &v); code != 0 || err != nil || v.Version != version || v.Go == "" {
@@ -229,6 +233,9 @@ func TestServe(t *testing.T) {
 	if resp, body := get(t, p.base+"/other"); resp.StatusCode != 404 || !strings.Contains(body, "/v2/") {
 		t.Errorf("/other: %s %q", resp.Status, body)
 	}
+	if resp, body := get(t, p.base+"/healthz"); resp.StatusCode != 404 || !strings.Contains(body, "/healthz, /readyz and /metrics are on the ops address") {
+		t.Errorf("/healthz for clients: %s %q", resp.Status, body)
+	}
 	if resp, _ := get(t, p.base+"/v2/"); resp.StatusCode != 200 || resp.Header.Get("X-Request-Id") == "" {
 		t.Errorf("/v2/: %s %v", resp.Status, resp.Header)
 	}
@@ -254,11 +261,15 @@ func TestServe(t *testing.T) {
 	printed := p.stop(t)
 	for _, want := range []string{
 		`"registry-mirrors": ["` + p.base + `"]`, "/etc/containerd/certs.d/docker.io/hosts.toml", "/etc/containerd/certs.d/ghcr.io/hosts.toml",
-		`[host."` + p.base + `"]`, "/etc/containers/registries.conf", "insecure = true", "npm config set registry " + p.base + "/npm/\n",
+		`[host."` + p.base + `"]`, "/etc/containers/registries.conf.d/weir.conf:", "insecure = true",
+		"the same for gcr.io, mcr.microsoft.com, public.ecr.aws, quay.io, registry.k8s.io,", "crane pull " + strings.TrimPrefix(p.base, "http://") + "/docker.io/", "npm config set registry " + p.base + "/npm/\n",
 	} {
 		if !strings.Contains(printed, want) {
 			t.Errorf("it does not print %q:\n%s", want, printed)
 		}
+	}
+	if strings.Contains(printed, "anyone who can reach") {
+		t.Errorf("it warns of clients that cannot reach a loopback address:\n%s", printed)
 	}
 	for line := range strings.Lines(p.stderr.String()) {
 		var entry map[string]any
@@ -328,6 +339,20 @@ func TestNPMRegistry(t *testing.T) {
 	}
 	if code, _, stderr := try("serve", "-c", file); code != 1 || !strings.HasPrefix(stderr, "weir: npm: there is no npm on this machine") {
 		t.Errorf("npm asked for and not to be had: %d %q", code, stderr)
+	}
+}
+
+// TestNoNPM: where no npm registry is wanted a package is not found, for good.
+func TestNoNPM(t *testing.T) {
+	file, _ := configure(t, "npm: {upstreams: {}}")
+	p := start(t, "/nowhere", "-c", file)
+	resp, body := get(t, p.base+"/npm/a")
+	if resp.StatusCode != 404 || body != `{"error":"npm packages are not served here: no npm upstream is configured"}` ||
+		resp.Header.Get("Retry-After") != "" || resp.Header.Get("Content-Type") != "application/json" {
+		t.Errorf("/npm/a: %s %v %q", resp.Status, resp.Header, body)
+	}
+	if out := p.stop(t); strings.Contains(out, "npm is off") || strings.Contains(out, "npm config set") {
+		t.Errorf("without npm upstreams it says:\n%s", out)
 	}
 }
 
@@ -440,7 +465,7 @@ func TestStopHasALimit(t *testing.T) {
 		}
 		if limit == "200ms" {
 			p.wait(t)
-			if !strings.Contains(p.stderr.String(), "cut off") {
+			if !strings.Contains(p.stderr.String(), "requests were still running") || !strings.Contains(p.stderr.String(), "questions to upstreams were still open") {
 				t.Errorf("it does not say what it cut off:\n%s", p.stderr.String())
 			}
 			continue

@@ -28,6 +28,10 @@ const (
 	// sweepEvery is how often names are looked through for those that nobody
 	// can be answered with any more.
 	sweepEvery = 6 * time.Hour
+	// drainFor is how long a stop waits for questions to upstreams once the
+	// last client is gone. It does not come out of limits.stop, which clients
+	// may have used up.
+	drainFor = 5 * time.Second
 )
 
 // serveFlags are the command line's, which win over the file.
@@ -44,9 +48,8 @@ func serveCommand() *cobra.Command {
 		Example: "  weir serve\n  weir serve -c weir.yaml\n  weir serve --listen 0.0.0.0:5000 --data /var/lib/weir",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
-			defer stop()
-			context.AfterFunc(ctx, stop) // from then on a signal kills
+			ctx, cancel := untilSignal(cmd.Context())
+			defer cancel()
 			return serve(ctx, f, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
@@ -55,6 +58,23 @@ func serveCommand() *cobra.Command {
 	cmd.Flags().StringVar(&f.data, "data", "", "data directory, instead of the configuration's")
 	cmd.Flags().StringVar(&f.registry, "registry", "", "npm registry behind this node, where the configuration names none")
 	return cmd
+}
+
+// untilSignal is done with the first SIGINT or SIGTERM. Signals are given back
+// before it is done, so that a second one kills however soon it comes.
+func untilSignal(parent context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(parent)
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		select {
+		case <-signals:
+		case <-ctx.Done():
+		}
+		signal.Stop(signals)
+		cancel()
+	}()
+	return ctx, cancel
 }
 
 // serve runs a node until ctx is done, and then until what runs is finished.
@@ -108,7 +128,7 @@ func serve(ctx context.Context, f serveFlags, stdout, stderr io.Writer) error {
 		return err
 	}
 	s := &server{c: c, node: n, log: log}
-	printHelp(stdout, c, c.clientURL(clients.Addr()), n.npm)
+	printHelp(stdout, c, clients.Addr(), n.npm)
 	if noNPM != nil {
 		fmt.Fprintf(stdout, "\nnpm is off: %v\n", noNPM)
 	}
@@ -198,7 +218,7 @@ func (s *server) ready() error {
 	return nil
 }
 
-// stop finishes what runs, within the limit.
+// stop finishes what runs, within the limit, and then what nobody waits for.
 func (s *server) stop(front *http.Server) {
 	s.stopping.Store(true)
 	limit := time.Duration(*s.c.Limits.Stop)
@@ -209,8 +229,10 @@ func (s *server) stop(front *http.Server) {
 		s.log.Warn("requests were still running at the limit and are cut off")
 		front.Close()
 	}
-	if err := s.node.service.Drain(ctx); err != nil {
-		s.log.Warn("questions to upstreams were still open at the limit")
+	drain, cancelDrain := context.WithTimeout(context.Background(), drainFor)
+	defer cancelDrain()
+	if err := s.node.service.Drain(drain); err != nil {
+		s.log.Warn("questions to upstreams were still open and are cut off", "after", drainFor.String())
 	}
 }
 

@@ -124,10 +124,14 @@ func (n *node) routes(c *Config, log *slog.Logger, images *oci.Upstreams, packag
 	})
 }
 
-// npmOff answers npm clients of a node that has no npm registry behind it.
+// npmOff answers npm clients of a node that has no npm registry behind it. why
+// is nil if none is wanted: then packages are not found here, now or later. A
+// registry that is wanted and whose address is not known is no reason for a
+// client to believe that a package does not exist.
 func npmOff(why error) http.Handler {
+	status := http.StatusServiceUnavailable
 	if why == nil {
-		why = errors.New("no npm upstream is configured here")
+		status, why = http.StatusNotFound, errors.New("no npm upstream is configured")
 	}
 	text, err := json.Marshal(map[string]string{"error": "npm packages are not served here: " + why.Error()})
 	if err != nil {
@@ -136,9 +140,11 @@ func npmOff(why error) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("Content-Length", strconv.Itoa(len(text)))
-		w.Header().Set("Retry-After", "60")
+		if status == http.StatusServiceUnavailable {
+			w.Header().Set("Retry-After", "60")
+		}
 		reply.Record(w, registry.Via{})
-		w.WriteHeader(http.StatusServiceUnavailable)
+		w.WriteHeader(status)
 		w.Write(text)
 	})
 }
@@ -148,7 +154,8 @@ func about(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	if r.URL.Path != "/" {
 		w.WriteHeader(http.StatusNotFound)
-		fmt.Fprintln(w, "weir: there is nothing here; container images are under /v2/, npm packages under /npm/")
+		fmt.Fprintln(w, "weir: there is nothing here; container images are under /v2/, npm packages under /npm/;\n"+
+			"/healthz, /readyz and /metrics are on the ops address, which is 127.0.0.1:5002 unless the configuration says otherwise")
 		return
 	}
 	fmt.Fprintln(w, "This is weir, a caching registry edge: container images under /v2/, npm packages under /npm/.")
