@@ -29,8 +29,8 @@ func (s *Service) Derive(ctx context.Context, c *Call, ref string,
 		leader = true
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askLimit)
 		defer cancel()
-		s.work.Add(1)
-		defer s.work.Done()
+		s.work.begin()
+		defer s.work.end()
 		b, err := s.derive(ctx, &call, n, find)
 		return derived{b, call.Binding}, err
 	})

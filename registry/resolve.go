@@ -106,14 +106,16 @@ func (s *Service) background(ctx context.Context, sp Space, p Policy, n Name, b 
 	if !s.spare.TryAcquire(1) {
 		return
 	}
-	s.work.Go(func() {
+	s.work.begin()
+	go func() {
+		defer s.work.end()
 		defer s.spare.Release(1)
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askLimit)
 		defer cancel()
 		if _, _, err := s.ask(ctx, sp, p, n, b, false); err != nil {
 			s.Log.Warn("revalidate in the background", "name", n.String(), "err", err)
 		}
-	})
+	}()
 }
 
 // ask puts one question about n to the upstream, however many are asking, and
@@ -136,8 +138,8 @@ func (s *Service) ask(ctx context.Context, sp Space, p Policy, n Name, have Bind
 		// for traces, and neither its cancellation nor its deadline.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askLimit)
 		defer cancel()
-		s.work.Add(1)
-		defer s.work.Done()
+		s.work.begin()
+		defer s.work.end()
 		// Between the caller's look and now the last question may have ended.
 		if b, err := s.Names.Lookup(ctx, n); err == nil && !anew && b.Rev != have.Rev && time.Now().Before(b.Fresh) {
 			return b, nil

@@ -37,7 +37,7 @@ type Service struct {
 	spare    *semaphore.Weighted // background revalidations
 	asking   *semaphore.Weighted // questions, whoever waits for them
 	recent   recent
-	work     sync.WaitGroup // background work, for Drain
+	work     pending // background work, for Drain
 }
 
 // A Space is what Service needs to know of one protocol's names.
@@ -205,12 +205,48 @@ func (s *Service) again(ctx context.Context, c *Call) (Via, error) {
 
 // Drain waits until no background work is left, or ctx is done.
 func (s *Service) Drain(ctx context.Context) error {
-	done := make(chan struct{})
-	go func() { s.work.Wait(); close(done) }()
 	select {
-	case <-done:
+	case <-s.work.none():
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// pending counts work that runs. It is no WaitGroup, because work may begin
+// while Drain waits: a request that is cut off leaves a question behind.
+type pending struct {
+	mu   sync.Mutex
+	n    int           // guarded by mu
+	idle chan struct{} // guarded by mu; closed when n falls to 0; nil: nobody waits
+}
+
+func (p *pending) begin() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.n++
+}
+
+func (p *pending) end() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.n--; p.n == 0 && p.idle != nil {
+		close(p.idle)
+		p.idle = nil
+	}
+}
+
+// none is closed once no work is left.
+func (p *pending) none() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.n == 0 {
+		done := make(chan struct{})
+		close(done)
+		return done
+	}
+	if p.idle == nil {
+		p.idle = make(chan struct{})
+	}
+	return p.idle
 }
