@@ -32,8 +32,11 @@ const firstByte = 22 * time.Second
 // bodyTime is how long a client may take to send a request's body.
 const bodyTime = 30 * time.Second
 
-var errSlow = &registry.Error{Kind: registry.ErrUnavailable, Text: "no answer to begin with in time",
-	Public: "what is behind did not answer in time", After: 5 * time.Second}
+// tooSlow is why a request is given up.
+func tooSlow() error {
+	return &registry.Error{Kind: registry.ErrUnavailable, Text: "no answer to begin with in time",
+		Public: "what is behind did not answer in time", After: 5 * time.Second}
+}
 
 // Handler gives every request an id (X-Request-Id), a log line and a place in
 // the metrics, and turns a panic into a 500. It keeps next's way to sendfile.
@@ -48,7 +51,7 @@ func Handler(next http.Handler, o Options) http.Handler {
 		ctx, cancel := context.WithCancelCause(r.Context())
 		defer cancel(nil)
 		r = r.WithContext(ctx)
-		rec := &recorder{ResponseWriter: w, id: newID(), slow: time.AfterFunc(firstByte, func() { cancel(errSlow) })}
+		rec := &recorder{ResponseWriter: w, id: newID(), slow: time.AfterFunc(firstByte, func() { cancel(tooSlow()) })}
 		defer rec.slow.Stop()
 		if r.ContentLength != 0 {
 			// A body that never comes must not hold the connection.
