@@ -59,8 +59,9 @@ func blobOf(ref, mediaType string) (digest.Digest, bool) {
 	return digest.Digest(ref), strings.Contains(ref, ":") && !strings.Contains(ref, "/") && mediaType == octetStream
 }
 
-// still asks by HEAD what ref stands for. known is false if the answer does
-// not say enough, as some registries' do, or refuses the method.
+// still asks by HEAD whether ref stands for what it did. known is false if it
+// does not, if the answer does not tell, as some registries' do not, or if the
+// method is refused.
 func (rm *remote) still(ctx context.Context, repo, ref string, have registry.Binding) (b registry.Binding, known bool, err error) {
 	resp, err := rm.do(ctx, http.MethodHead, repo, "manifests/"+ref, http.Header{"Accept": accept})
 	if err != nil {

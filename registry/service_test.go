@@ -465,6 +465,23 @@ func TestDocumentListsWhatItsRepositoryHolds(t *testing.T) {
 	}
 }
 
+// TestManifestCorrectsSize: the document's digest vouches for a size, and what
+// an upstream said of it before does not stand against that.
+func TestManifestCorrectsSize(t *testing.T) {
+	f := newFixture()
+	leaf := digest.FromString("leaf")
+	n := registry.Name{Space: "oci", Repo: "r", Ref: string(leaf)}
+	told := registry.Binding{Descriptor: registry.Descriptor{Digest: leaf, Size: 17}, Checked: time.Now(), Fresh: time.Now().Add(time.Hour)}
+	if _, err := f.names.Bind(context.Background(), n, registry.Binding{}, told); err != nil {
+		t.Fatal(err)
+	}
+	f.up.docs[latest] = "lists " + string(leaf)
+	f.get(t, latest)
+	if b, err := f.names.Lookup(context.Background(), n); err != nil || b.Size != 7 {
+		t.Errorf("%+v, %v: not the size the document gives", b, err)
+	}
+}
+
 func TestDocumentThatMakesNoSenseIsPassedOn(t *testing.T) {
 	f := newFixture()
 	f.up.docs[latest] = "nonsense sha256:x"
