@@ -207,7 +207,8 @@ func (u *Upstream) ask(ctx context.Context, op Op) (Fault, error) {
 
 // Resolve implements registry.Upstream. A have with the current Validator or
 // Digest is confirmed without a document.
-func (u *Upstream) Resolve(ctx context.Context, n registry.Name, have registry.Binding) (registry.Binding, io.ReadCloser, error) {
+func (u *Upstream) Resolve(ctx context.Context, q registry.Question) (registry.Binding, io.ReadCloser, error) {
+	n, have := q.Name, q.Have
 	if n.Space == "" || n.Repo == "" {
 		u.violation("resolve of the invalid name %q", n)
 	}

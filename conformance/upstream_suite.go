@@ -81,7 +81,7 @@ func TestUpstream(t *testing.T, fresh func(t *testing.T) UpstreamFixture) {
 // Resolve must, hashed.
 func resolved(t *testing.T, f UpstreamFixture, have registry.Binding) (b registry.Binding, doc []byte, given bool) {
 	t.Helper()
-	b, body, err := f.Upstream.Resolve(context.Background(), f.Name, have)
+	b, body, err := f.Upstream.Resolve(context.Background(), registry.Question{Name: f.Name, Have: have})
 	if err != nil {
 		t.Fatalf("resolve %v: %v", f.Name, err)
 	}
@@ -163,7 +163,7 @@ func resolveChanged(t *testing.T, f UpstreamFixture) {
 }
 
 func resolveMissing(t *testing.T, f UpstreamFixture) {
-	_, doc, err := f.Upstream.Resolve(context.Background(), f.Missing, registry.Binding{})
+	_, doc, err := f.Upstream.Resolve(context.Background(), registry.Question{Name: f.Missing})
 	wantKind(t, err, registry.ErrNotFound, "resolve a name that does not exist")
 	if doc != nil {
 		t.Error("an error came with a document")
@@ -176,7 +176,7 @@ func failuresAreTruthful(t *testing.T, f UpstreamFixture) {
 	for _, kind := range []error{registry.ErrUnauthenticated, registry.ErrDenied, registry.ErrLimited, registry.ErrUnavailable} {
 		f.Fail(kind)
 		for _, name := range []registry.Name{f.Name, f.Missing} {
-			_, doc, err := f.Upstream.Resolve(context.Background(), name, registry.Binding{})
+			_, doc, err := f.Upstream.Resolve(context.Background(), registry.Question{Name: name})
 			if doc != nil {
 				doc.Close()
 			}
@@ -209,7 +209,7 @@ func wantOnly(t *testing.T, err, kind error, doing string) {
 func failuresHeal(t *testing.T, f UpstreamFixture) {
 	for _, kind := range []error{registry.ErrUnavailable, registry.ErrLimited, registry.ErrDenied} {
 		f.Fail(kind)
-		if _, _, err := f.Upstream.Resolve(context.Background(), f.Name, registry.Binding{}); err == nil {
+		if _, _, err := f.Upstream.Resolve(context.Background(), registry.Question{Name: f.Name}); err == nil {
 			t.Fatalf("no failure of kind %v", kind)
 		}
 		f.Fail(nil)
@@ -304,7 +304,7 @@ func hangEndsWithContext(t *testing.T, f UpstreamFixture) {
 	f.Hang()
 	for what, ask := range map[string]func(ctx context.Context) error{
 		"resolve": func(ctx context.Context) error {
-			_, doc, err := f.Upstream.Resolve(ctx, f.Name, registry.Binding{})
+			_, doc, err := f.Upstream.Resolve(ctx, registry.Question{Name: f.Name})
 			if doc != nil {
 				doc.Close()
 			}

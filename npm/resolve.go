@@ -16,7 +16,8 @@ var _ registry.Upstream = (*Upstreams)(nil)
 // Resolve asks for a document: a packument, the keys, a version's
 // attestations. What is derived from a document is not asked for by name and
 // is ErrNotFound.
-func (u *Upstreams) Resolve(ctx context.Context, n registry.Name, have registry.Binding) (registry.Binding, io.ReadCloser, error) {
+func (u *Upstreams) Resolve(ctx context.Context, q registry.Question) (registry.Binding, io.ReadCloser, error) {
+	n, have := q.Name, q.Have
 	up := u.pick(n.Repo)
 	if up == nil {
 		return registry.Binding{}, nil, registry.Errorf(registry.ErrNotFound, "no upstream is configured for %s", n.Repo)

@@ -72,7 +72,7 @@ func TestPackageMovesToAnotherUpstream(t *testing.T) {
 		return u
 	}
 	n := registry.Name{Space: "npm", Repo: "left"}
-	kept, doc, err := up(a.URL).Resolve(context.Background(), n, registry.Binding{})
+	kept, doc, err := up(a.URL).Resolve(context.Background(), registry.Question{Name: n})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +81,7 @@ func TestPackageMovesToAnotherUpstream(t *testing.T) {
 	if !up(a.URL).Owns(n, kept) || up(b.URL).Owns(n, kept) {
 		t.Error("the binding is not known for its upstream's")
 	}
-	if _, doc, err := up(b.URL).Resolve(context.Background(), n, kept); err != nil || doc == nil {
+	if _, doc, err := up(b.URL).Resolve(context.Background(), registry.Question{Name: n, Have: kept}); err != nil || doc == nil {
 		t.Errorf("another upstream's validator counts: %v", err)
 	} else {
 		doc.Close()

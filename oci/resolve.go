@@ -28,7 +28,8 @@ var accept = []string{strings.Join([]string{v1.MediaTypeImageIndex, v1.MediaType
 // whose body comes as the document; one that is known, a HEAD. A digest that is
 // not known costs a GET as a manifest and a HEAD as a blob, which it is if n
 // or have says so.
-func (u *Upstreams) Resolve(ctx context.Context, n registry.Name, have registry.Binding) (registry.Binding, io.ReadCloser, error) {
+func (u *Upstreams) Resolve(ctx context.Context, q registry.Question) (registry.Binding, io.ReadCloser, error) {
+	n, have := q.Name, q.Have
 	rm, repo, err := u.of(n)
 	if err != nil {
 		return registry.Binding{}, nil, err

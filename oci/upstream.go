@@ -194,8 +194,11 @@ func (u *Upstreams) Policy(n registry.Name) registry.Policy {
 
 // Space is what registry.Service is to be told of this protocol.
 func (u *Upstreams) Space() registry.Space {
-	return registry.Space{Upstream: u, Policy: u.Policy, Lists: Lists}
+	return registry.Space{Upstream: u, Policy: u.Policy, Documents: isDocument, Lists: Lists}
 }
+
+// isDocument reports whether n stands for a manifest or a list.
+func isDocument(n registry.Name) bool { return !strings.HasPrefix(n.Ref, blobsRef) }
 
 // Forms of a Ref beside tags and digests.
 const (

@@ -5,6 +5,7 @@ import (
 	"io"
 	"iter"
 	"os"
+	"time"
 )
 
 // A Source supplies blobs. Memory, disk, a peer, a bucket and an upstream are
@@ -99,20 +100,41 @@ type Names interface {
 
 // An Upstream is an authority behind this node: a registry, or the next tier.
 //
-// Resolve asks what a name stands for now. have is what is known already (zero
-// if nothing): if it still holds, the answer is have's Descriptor and
-// Validator again with a nil doc, at the cost of a HEAD or a 304 where the
-// upstream can do that. Else the answer is a new Binding, and doc, if not nil,
-// are its bytes (a manifest, a packument), which the caller reads once, closes
-// and verifies; with a nil doc they are to be had from Open. The Binding's
-// Digest may be empty if there is a doc, and is then what the doc hashes to.
-// Checked, Fresh and Rev are left to the caller.
+// Resolve asks what a name stands for now. If what the question says is known
+// already still holds, the answer is its Descriptor and Validator again with a
+// nil doc, at the cost of a HEAD or a 304 where the upstream can do that. Else
+// the answer is a new Binding, and doc, if not nil, are its bytes (a manifest,
+// a packument), which the caller reads once, closes and verifies; with a nil
+// doc they are to be had from Open. The Binding's Digest may be empty if there
+// is a doc, and is then what the doc hashes to. An Upstream that is a cache
+// itself says in Checked when the authority last confirmed the answer; zero is
+// now. Fresh and Rev are left to the caller.
 //
 // Errors are truthful: ErrNotFound only if the authority said so. The
 // Upstream does its own retries and keeps its own time limits within ctx's.
 type Upstream interface {
 	Source
-	Resolve(ctx context.Context, n Name, have Binding) (b Binding, doc io.ReadCloser, err error)
+	Resolve(ctx context.Context, q Question) (b Binding, doc io.ReadCloser, err error)
+}
+
+// A Question asks an Upstream about one name.
+type Question struct {
+	Name Name
+	// Have is what is known already; zero if nothing is.
+	Have Binding
+	// Since asks for an answer that the authority confirmed at or after this
+	// time; zero leaves it to whoever answers. It matters only to an Upstream
+	// that is a cache itself.
+	Since time.Time
+}
+
+// A Widener is a Blob whose Source may have given more than the run it was
+// asked for, because it cannot give less: an HTTP server that ignores Range.
+// Widen, called before the first Read, then makes the run the whole blob and
+// reports true; it reports false if the Source gave just the run.
+type Widener interface {
+	Blob
+	Widen() bool
 }
 
 // A Guard decides whether a call may go on. Admit answers from memory: it must

@@ -16,6 +16,9 @@ type Meter interface {
 	Collapsed()
 	// Upstream is one answer of an upstream; code 0 is no answer.
 	Upstream(upstream string, code int, took time.Duration)
+	// Event is something that an operator may want to be woken for, and what
+	// it happened to: "breaker open", "docker.io". Both come from small sets.
+	Event(what, who string)
 }
 
 // NoMeter is a Meter that forgets.
@@ -37,3 +40,6 @@ func (NoMeter) Collapsed() {}
 
 // Upstream implements Meter.
 func (NoMeter) Upstream(string, int, time.Duration) {}
+
+// Event implements Meter.
+func (NoMeter) Event(string, string) {}

@@ -60,8 +60,10 @@ func (s *Service) known(ctx context.Context, sp Space, p Policy, c *Call, b Bind
 	}
 	wait, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	fresh, collapsed, err := s.ask(wait, sp, p, c.Name, b, false)
+	fresh, collapsed, err := s.ask(wait, sp, p, Question{c.Name, b, c.Since}, false)
 	switch {
+	case err == nil && !fresh.Fresh.IsZero() && fresh.Fresh.Before(now):
+		return s.old(p, c, fresh, now.Sub(fresh.Fresh), staleBehind())
 	case err == nil:
 		return fresh, Via{Fwd: "stale", Detail: "upstream", Collapsed: collapsed}, nil
 	case KindOf(err) == ErrNotFound:
@@ -97,8 +99,12 @@ func (s *Service) first(ctx context.Context, sp Space, p Policy, c *Call, kept B
 	have.Rev = kept.Rev
 	wait, cancel := context.WithTimeout(ctx, p.Wait)
 	defer cancel()
-	b, collapsed, err := s.ask(wait, sp, p, c.Name, have, false)
-	return b, Via{Fwd: "miss", Detail: "upstream", Collapsed: collapsed}, err
+	b, collapsed, err := s.ask(wait, sp, p, Question{c.Name, have, c.Since}, false)
+	via := Via{Fwd: "miss", Detail: "upstream", Collapsed: collapsed}
+	if err == nil && !b.Fresh.IsZero() && b.Fresh.Before(time.Now()) {
+		via.Stale, via.Warning = time.Since(b.Fresh), "served from cache: "+Public(staleBehind())
+	}
+	return b, via, err
 }
 
 // background revalidates n when there is room for it.
@@ -112,16 +118,17 @@ func (s *Service) background(ctx context.Context, sp Space, p Policy, n Name, b 
 		defer s.spare.Release(1)
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askLimit)
 		defer cancel()
-		if _, _, err := s.ask(ctx, sp, p, n, b, false); err != nil {
+		if _, _, err := s.ask(ctx, sp, p, Question{Name: n, Have: b}, false); err != nil {
 			s.Log.Warn("revalidate in the background", "name", n.String(), "err", err)
 		}
 	}()
 }
 
-// ask puts one question about n to the upstream, however many are asking, and
+// ask puts one question about a name to the upstream, however many are asking, and
 // waits for the answer as long as ctx allows; the question itself goes on for
 // the sake of the next. anew says that what is bound is to be ignored.
-func (s *Service) ask(ctx context.Context, sp Space, p Policy, n Name, have Binding, anew bool) (Binding, bool, error) {
+func (s *Service) ask(ctx context.Context, sp Space, p Policy, q Question, anew bool) (Binding, bool, error) {
+	n, have := q.Name, q.Have
 	key := n.String()
 	if anew {
 		key += "\x00anew"
@@ -144,7 +151,7 @@ func (s *Service) ask(ctx context.Context, sp Space, p Policy, n Name, have Bind
 		if b, err := s.Names.Lookup(ctx, n); err == nil && !anew && b.Rev != have.Rev && time.Now().Before(b.Fresh) {
 			return b, nil
 		}
-		return s.answer(ctx, sp, p, n, have)
+		return s.answer(ctx, sp, p, q)
 	})
 	select {
 	case r := <-answer:
@@ -162,8 +169,9 @@ func (s *Service) ask(ctx context.Context, sp Space, p Policy, n Name, have Bind
 }
 
 // answer asks the upstream and keeps what it says.
-func (s *Service) answer(ctx context.Context, sp Space, p Policy, n Name, have Binding) (Binding, error) {
-	b, doc, err := sp.Upstream.Resolve(ctx, n, have)
+func (s *Service) answer(ctx context.Context, sp Space, p Policy, q Question) (Binding, error) {
+	n, have := q.Name, q.Have
+	b, doc, err := sp.Upstream.Resolve(ctx, q)
 	if doc != nil {
 		defer doc.Close()
 	}
@@ -180,9 +188,21 @@ func (s *Service) answer(ctx context.Context, sp Space, p Policy, n Name, have B
 		b.Listed = true
 	}
 	now := time.Now()
-	b.Checked, b.Fresh = now, now.Add(p.Fresh)
+	if b.Checked.IsZero() || b.Checked.After(now) {
+		b.Checked = now
+	}
+	b.Fresh = b.Checked.Add(p.Fresh)
 	s.recent.forget(n)
+	if b.Fresh.Before(now) {
+		// The one behind gave an old answer, because it could get no other.
+		s.recent.put(n, staleBehind(), now.Add(afterFailure), now)
+	}
 	return s.bind(ctx, n, b)
+}
+
+// staleBehind is why an answer from behind is not fresh.
+func staleBehind() error {
+	return &Error{Kind: ErrUnavailable, Text: "the node behind has an old answer only", Public: "what is behind could not be asked"}
 }
 
 // failed remembers a failure for as long as it counts.

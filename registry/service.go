@@ -45,6 +45,9 @@ type Space struct {
 	Upstream Upstream
 	// Policy is how long an answer about n counts.
 	Policy func(n Name) Policy
+	// Documents reports whether n stands for a document, so that an answer
+	// about it comes with bytes; nil: everything does.
+	Documents func(n Name) bool
 	// Owns reports whether a binding kept earlier still counts: false when
 	// configuration has since given the name to another upstream. nil: it does.
 	Owns func(n Name, b Binding) bool
@@ -198,7 +201,7 @@ func (s *Service) again(ctx context.Context, c *Call) (Via, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, p.Wait)
 	defer cancel()
-	b, collapsed, err := s.ask(ctx, sp, p, c.Name, Binding{}, true)
+	b, collapsed, err := s.ask(ctx, sp, p, Question{Name: c.Name}, true)
 	c.Binding = b
 	return Via{Fwd: "miss", Detail: "upstream", Collapsed: collapsed}, err
 }

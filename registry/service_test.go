@@ -31,7 +31,8 @@ type authority struct {
 	opens    atomic.Int64
 }
 
-func (a *authority) Resolve(ctx context.Context, n registry.Name, have registry.Binding) (registry.Binding, io.ReadCloser, error) {
+func (a *authority) Resolve(ctx context.Context, q registry.Question) (registry.Binding, io.ReadCloser, error) {
+	n, have := q.Name, q.Have
 	a.resolves.Add(1)
 	if a.slow > 0 {
 		select {
@@ -49,6 +50,7 @@ func (a *authority) Resolve(ctx context.Context, n registry.Name, have registry.
 	}
 	d := registry.Descriptor{Digest: digest.FromString(doc), Size: int64(len(doc)), MediaType: "text/doc"}
 	if have.Digest == d.Digest {
+		have.Checked = time.Time{}
 		return have, nil, nil
 	}
 	a.docsSent.Add(1)
@@ -672,7 +674,7 @@ func TestCorruptDocument(t *testing.T) {
 // liar sends other bytes than it announces.
 type liar struct{ *authority }
 
-func (liar) Resolve(context.Context, registry.Name, registry.Binding) (registry.Binding, io.ReadCloser, error) {
+func (liar) Resolve(context.Context, registry.Question) (registry.Binding, io.ReadCloser, error) {
 	return registry.Binding{Descriptor: registry.Descriptor{Digest: digest.FromString("one"), Size: 3}}, io.NopCloser(strings.NewReader("two")), nil
 }
 

@@ -24,6 +24,7 @@ type Metrics struct {
 	collapsed prometheus.Counter
 	asked     *prometheus.CounterVec
 	answers   *prometheus.HistogramVec
+	events    *prometheus.CounterVec
 }
 
 var _ registry.Meter = (*Metrics)(nil)
@@ -48,10 +49,11 @@ func NewMetrics(version string) *Metrics {
 		answers: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "weir_upstream_seconds",
 			Help:    "Time until an upstream's response header.",
 			Buckets: []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}}, []string{"upstream"}),
+		events: counter("weir_events_total", "What an operator may want to know of: a breaker that opened, a disk that failed, a peer passed over.", "event", "subject"),
 	}
 	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "weir_build_info", Help: "Always 1; says which weir this is."}, []string{"version"})
 	info.WithLabelValues(version).Set(1)
-	m.gather.MustRegister(m.requests, m.seconds, m.sent, m.hits, m.fills, m.collapsed, m.asked, m.answers, info,
+	m.gather.MustRegister(m.requests, m.seconds, m.sent, m.hits, m.fills, m.collapsed, m.asked, m.answers, m.events, info,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -96,3 +98,6 @@ func (m *Metrics) Upstream(upstream string, code int, took time.Duration) {
 		m.answers.WithLabelValues(upstream).Observe(took.Seconds())
 	}
 }
+
+// Event implements registry.Meter.
+func (m *Metrics) Event(what, who string) { m.events.WithLabelValues(what, who).Inc() }

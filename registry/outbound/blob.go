@@ -56,7 +56,10 @@ type blob struct {
 	skip    int64 // bytes of body before the run
 	left    int64 // bytes of the run not yet read, if bounded
 	bounded bool
+	all     bool // the body is the whole blob although a run was asked for
 }
+
+var _ registry.Widener = (*blob)(nil)
 
 // begin finds out from resp where the run is in the body.
 func (b *blob) begin(resp *http.Response, w registry.Want) error {
@@ -72,6 +75,7 @@ func (b *blob) begin(resp *http.Response, w registry.Want) error {
 			b.d.Size = size
 		}
 	case http.StatusOK:
+		b.all = w.Offset > 0 || w.Length >= 0
 		b.skip = w.Offset
 		if resp.ContentLength >= 0 {
 			b.d.Size = resp.ContentLength
@@ -156,6 +160,16 @@ func (b *blob) forward() error {
 // WriteTo implements io.WriterTo.
 func (b *blob) WriteTo(w io.Writer) (int64, error) {
 	return io.Copy(w, struct{ io.Reader }{b})
+}
+
+// Widen implements registry.Widener: a 200 to a ranged request is the whole.
+func (b *blob) Widen() bool {
+	if !b.all {
+		return false
+	}
+	b.skip, b.offset, b.length = 0, 0, b.d.Size
+	b.left, b.bounded = b.d.Size, b.d.Size >= 0
+	return true
 }
 
 // Close implements io.Closer.
