@@ -26,6 +26,8 @@ type authority struct {
 	docs     map[registry.Name]string
 	fail     error         // every question fails
 	slow     time.Duration // every question takes this long
+	old      time.Duration // answers were confirmed this long ago; 0: the authority itself answers
+	since    time.Time     // what the last question asked for
 	resolves atomic.Int64
 	docsSent atomic.Int64
 	opens    atomic.Int64
@@ -44,17 +46,25 @@ func (a *authority) Resolve(ctx context.Context, q registry.Question) (registry.
 	if a.fail != nil {
 		return registry.Binding{}, nil, a.fail
 	}
+	a.since = q.Since
 	doc, ok := a.docs[n]
 	if !ok {
 		return registry.Binding{}, nil, registry.Errorf(registry.ErrNotFound, "no such name")
 	}
 	d := registry.Descriptor{Digest: digest.FromString(doc), Size: int64(len(doc)), MediaType: "text/doc"}
 	if have.Digest == d.Digest {
-		have.Checked = time.Time{}
+		have.Checked = a.checked()
 		return have, nil, nil
 	}
 	a.docsSent.Add(1)
-	return registry.Binding{Descriptor: d}, io.NopCloser(strings.NewReader(doc)), nil
+	return registry.Binding{Descriptor: d, Checked: a.checked()}, io.NopCloser(strings.NewReader(doc)), nil
+}
+
+func (a *authority) checked() time.Time {
+	if a.old == 0 {
+		return time.Time{}
+	}
+	return time.Now().Add(-a.old)
 }
 
 func (a *authority) Open(_ context.Context, w registry.Want) (registry.Blob, error) {
@@ -279,6 +289,75 @@ func TestStaleIfError(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// TestAgeAddsUpNot: an answer of a cache behind is as old here as it is there.
+func TestAgeAddsUpNot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture()
+		f.up.docs[latest] = "one"
+		f.up.old = 40 * time.Second
+		f.get(t, latest)
+		pass(15 * time.Second)
+		if _, via := f.get(t, latest); via.Stale != 0 {
+			t.Errorf("stale after 55 s of 60: %+v", via)
+		}
+		f.wantResolves(t, 1, "fresh")
+		pass(10 * time.Second)
+		if _, via := f.get(t, latest); via.Stale != 5*time.Second {
+			t.Errorf("after 65 s: %+v", via)
+		}
+		synctest.Wait()
+		f.wantResolves(t, 2, "stale by the age it came with")
+
+		// A clock behind that is ahead of this one makes nothing fresh for longer.
+		f.up.old = -time.Hour
+		pass(10 * time.Minute)
+		f.get(t, latest)
+		pass(3 * time.Minute)
+		if _, via := f.get(t, latest); via.Hit() {
+			t.Errorf("an answer from the future: %+v", via)
+		}
+	})
+}
+
+// TestOldBehind: the node behind has only an old answer. It is given with a
+// warning, and not asked for with every call.
+func TestOldBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture()
+		f.up.docs[latest] = "one"
+		f.up.old = 10 * time.Minute
+		if doc, via := f.get(t, latest); doc != "one" || via.Warning == "" || via.Stale != 9*time.Minute {
+			t.Errorf("%q %+v", doc, via)
+		}
+		for range 5 {
+			if doc, via := f.get(t, latest); doc != "one" || via.Warning == "" {
+				t.Errorf("again: %q %+v", doc, via)
+			}
+		}
+		f.wantResolves(t, 1, "asked anew at once")
+		pass(6 * time.Second)
+		f.get(t, latest)
+		f.wantResolves(t, 2, "a while later")
+		f.up.old = 0
+		pass(6 * time.Second)
+		f.get(t, latest)
+		if _, via := f.get(t, latest); via.Warning != "" || !via.Hit() {
+			t.Errorf("recovered: %+v", via)
+		}
+	})
+}
+
+// TestSinceTravels: what a client knows to be newer is asked for behind too.
+func TestSinceTravels(t *testing.T) {
+	f := newFixture()
+	f.up.docs[latest] = "one"
+	f.get(t, latest)
+	since := time.Now()
+	if _, _, err := f.Resolve(t.Context(), &registry.Call{Name: latest, Since: since}); err != nil || !f.up.since.Equal(since) {
+		t.Errorf("asked since %v, %v", f.up.since, err)
 	}
 }
 

@@ -160,3 +160,40 @@ func FuzzContentRange(f *testing.F) {
 		}
 	})
 }
+
+// TestWiden: a server that ignores Range has sent the whole blob, which can be
+// had then; one that does not has sent the run.
+func TestWiden(t *testing.T) {
+	answer := func(code int, rng, body string) *http.Response {
+		return &http.Response{StatusCode: code, Header: http.Header{"Content-Range": {rng}}, ContentLength: int64(len(body)),
+			Body: io.NopCloser(strings.NewReader(body))}
+	}
+	for _, c := range []struct {
+		resp   *http.Response
+		w      registry.Want
+		widens bool
+		want   string
+	}{
+		{answer(200, "", "0123456789"), registry.Want{Offset: 4, Length: 2}, true, "0123456789"},
+		{answer(200, "", "0123456789"), registry.Want{Length: 2}, true, "0123456789"},
+		{answer(206, "bytes 4-5/10", "45"), registry.Want{Offset: 4, Length: 2}, false, "45"},
+		{answer(200, "", "0123456789"), registry.Want{Length: -1}, false, "0123456789"},
+	} {
+		c.w.Size = 10
+		b, err := NewBlob(c.resp, c.w)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := b.(registry.Widener).Widen(); got != c.widens {
+			t.Errorf("%+v widens: %v", c.w, got)
+		}
+		if c.widens {
+			if off, n := b.Span(); off != 0 || n != 10 {
+				t.Errorf("%+v: widened to %d, %d", c.w, off, n)
+			}
+		}
+		if got, err := io.ReadAll(b); err != nil || string(got) != c.want {
+			t.Errorf("%+v: %q, %v", c.w, got, err)
+		}
+	}
+}
