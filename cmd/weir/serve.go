@@ -189,7 +189,7 @@ func (s *server) run(ctx context.Context, clients, operators net.Listener) error
 		MaxHeaderBytes:    int(s.c.Limits.Headers),
 		ErrorLog:          errorLog,
 	}
-	back := &http.Server{Handler: ops.Handler(s.node.metrics, s.ready), ReadHeaderTimeout: readHeader, ErrorLog: errorLog}
+	back := &http.Server{Handler: ops.Handler(s.node.metrics, ops.Admin{}, s.ready), ReadHeaderTimeout: readHeader, ErrorLog: errorLog}
 	failed := make(chan error, 2)
 	serve := func(srv *http.Server, l net.Listener) {
 		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {

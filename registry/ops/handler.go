@@ -13,8 +13,8 @@ import (
 //	/healthz  200 as long as the process can answer at all
 //	/readyz   200 while ready returns nil, else 503 with its error in one line
 //
-// There is no authentication: the address belongs on a network of operators.
-func Handler(m *Metrics, ready func() error) http.Handler {
+// and what a offers under /admin/. There is no authentication: the address belongs on a network of operators.
+func Handler(m *Metrics, a Admin, ready func() error) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(m.gather, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, "ok") })
@@ -25,8 +25,9 @@ func Handler(m *Metrics, ready func() error) http.Handler {
 		}
 		answer(w, http.StatusOK, "ready")
 	})
+	a.mount(mux)
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
-		answer(w, http.StatusOK, "weir: /metrics /healthz /readyz")
+		answer(w, http.StatusOK, "weir: /metrics /healthz /readyz /admin/status")
 	})
 	return mux
 }

@@ -38,7 +38,7 @@ func TestMetrics(t *testing.T) {
 	m.Collapsed()
 	m.Upstream("docker.io", 200, time.Millisecond)
 	m.Upstream("docker.io", 0, time.Second)
-	status, body := get(t, ops.Handler(m, func() error { return nil }), "/metrics")
+	status, body := get(t, ops.Handler(m, ops.Admin{}, func() error { return nil }), "/metrics")
 	if status != 200 {
 		t.Fatalf("status %d", status)
 	}
@@ -73,14 +73,14 @@ func TestMetrics(t *testing.T) {
 func TestTwoInOneProcess(t *testing.T) {
 	a, b := ops.NewMetrics("a"), ops.NewMetrics("b")
 	a.Collapsed()
-	if _, body := get(t, ops.Handler(b, func() error { return nil }), "/metrics"); !strings.Contains(body, "\nweir_collapsed_total 0\n") {
+	if _, body := get(t, ops.Handler(b, ops.Admin{}, func() error { return nil }), "/metrics"); !strings.Contains(body, "\nweir_collapsed_total 0\n") {
 		t.Error("two Metrics share a counter")
 	}
 }
 
 func TestHealth(t *testing.T) {
 	var reason error
-	h := ops.Handler(ops.NewMetrics(""), func() error { return reason })
+	h := ops.Handler(ops.NewMetrics(""), ops.Admin{}, func() error { return reason })
 	if status, _ := get(t, h, "/readyz"); status != 200 {
 		t.Errorf("ready: %d", status)
 	}
