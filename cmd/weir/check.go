@@ -45,6 +45,9 @@ func (c *Config) check() error {
 	if c.Limits.Headers < 4<<10 || c.Limits.Headers > 1<<20 {
 		return fmt.Errorf("limits.headers: %v is not between 4KiB and 1MiB", c.Limits.Headers)
 	}
+	if err := c.checkChain(); err != nil {
+		return err
+	}
 	if err := c.checkLog(); err != nil {
 		return err
 	}

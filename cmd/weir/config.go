@@ -21,8 +21,22 @@ type Config struct {
 	Data string `yaml:"data"`
 	// Ops is the address of metrics and health, for operators; "off": none.
 	// Default: 127.0.0.1:5002.
-	Ops    string       `yaml:"ops"`
+	Ops string `yaml:"ops"`
+	// Next is the nodes behind this one, by their tiers addresses:
+	// "https://shield.example.com:5001", one or a list. Each blob and each name
+	// belongs to one of them, and another takes over when that is dead.
+	// Default: none; this node asks the upstreams itself.
+	Next Addresses `yaml:"next"`
+	// Bypass is what happens when no node behind this one answers: "upstream",
+	// this node asks the upstreams itself, or "none". Default: upstream.
+	Bypass string `yaml:"bypass"`
+	// Tiers is the address that nodes in front of this one connect to, with
+	// mutual TLS: "0.0.0.0:5001". Default: none can.
+	Tiers  string       `yaml:"tiers"`
+	TLS    TLSConfig    `yaml:"tls"`
+	Peers  PeersConfig  `yaml:"peers"`
 	Cache  CacheConfig  `yaml:"cache"`
+	Origin OriginConfig `yaml:"origin"`
 	OCI    OCIConfig    `yaml:"oci"`
 	NPM    NPMConfig    `yaml:"npm"`
 	Access AccessConfig `yaml:"access"`
@@ -39,6 +53,9 @@ type CacheConfig struct {
 	// Disk is for all blobs, under data; fills in flight come on top.
 	// Default: 20GiB.
 	Disk Size `yaml:"disk"`
+	// Disks are several disks instead of that one. When one fails its share
+	// goes to the others. Default: none.
+	Disks []DiskConfig `yaml:"disks"`
 }
 
 // OCIConfig is about container images and other OCI artifacts.
@@ -72,6 +89,12 @@ type OCIUpstream struct {
 	// Realms are hosts of token servers that get the credentials although
 	// they do not belong to the registry's own site.
 	Realms []string `yaml:"realms"`
+	// Keep says whether its blobs are written to origin.blobs: "yes" or "no".
+	// Default: yes.
+	Keep Toggle `yaml:"keep"`
+	// Connections is how many requests may be open at it at once; more wait,
+	// small answers first. Default: 64.
+	Connections int `yaml:"connections"`
 }
 
 // NPMConfig is about npm packages.
@@ -106,6 +129,9 @@ type NPMUpstream struct {
 	// Redirects are hosts it may redirect to although they resolve to private
 	// or loopback addresses.
 	Redirects []string `yaml:"redirects"`
+	// Keep and Connections are as with OCI upstreams.
+	Keep        Toggle `yaml:"keep"`
+	Connections int    `yaml:"connections"`
 }
 
 // AccessConfig says who may do what.
@@ -142,11 +168,9 @@ type LogConfig struct {
 // later are keys that the design has and this version has not: their error
 // says so, and not that they were misspelt.
 var later = map[string]string{
-	"next":       "another weir behind this one",
-	"tiers":      "other weirs in front of this one",
-	"origin":     "buckets and shared databases",
-	"oci.hosted": "pushing",
-	"npm.hosted": "publishing",
+	"origin.metadata": "a shared metadata database",
+	"oci.hosted":      "pushing",
+	"npm.hosted":      "publishing",
 }
 
 // knownRegistries is where public registries are whose address is not simply
@@ -205,6 +229,7 @@ func (c *Config) setDefaults() {
 	setDefault(&c.Ops, "127.0.0.1:5002")
 	setDefault(&c.Listen, "127.0.0.1:5000")
 	setDefault(&c.Data, "./weir-data")
+	setDefault(&c.Bypass, bypassUpstream)
 	setDefault(&c.Cache.Memory, 256<<20)
 	setDefault(&c.Cache.Disk, 20<<30)
 	for name, u := range c.OCI.Upstreams {
@@ -213,6 +238,8 @@ func (c *Config) setDefaults() {
 			known = "https://" + name
 		}
 		setDefault(&u.URL, known)
+		setDefault(&u.Keep, "yes")
+		setDefault(&u.Connections, 64)
 		setDuration(&u.Fresh, time.Minute)
 		setDuration(&u.Stale, 720*time.Hour)
 		c.OCI.Upstreams[name] = u
@@ -225,6 +252,8 @@ func (c *Config) setDefaults() {
 		if u.Packages == nil {
 			u.Packages = []string{"*"}
 		}
+		setDefault(&u.Keep, "yes")
+		setDefault(&u.Connections, 64)
 		setDuration(&u.Fresh, 5*time.Minute)
 		setDuration(&u.Stale, 720*time.Hour)
 		c.NPM.Upstreams[name] = u

@@ -123,6 +123,16 @@ func plainValue(v reflect.Value) (any, error) {
 			m[key.String()] = one
 		}
 		return m, nil
+	case reflect.Slice:
+		list := make([]any, v.Len())
+		for i := range list {
+			one, err := plainValue(v.Index(i))
+			if err != nil {
+				return nil, err
+			}
+			list[i] = one
+		}
+		return list, nil
 	}
 	return v.Interface(), nil
 }

@@ -181,9 +181,13 @@ func (d *decoder) field(e *ast.MappingValueNode, v reflect.Value, key, path stri
 	return d.fail(e.Key, path, "unknown key; there are %s", strings.Join(known, ", "))
 }
 
-// list decodes a sequence of scalars.
+// list decodes a sequence; one address is a list of one.
 func (d *decoder) list(n ast.Node, v reflect.Value, path string) error {
 	seq, ok := n.(*ast.SequenceNode)
+	if _, single := scalarText(n); single && v.Type() == reflect.TypeFor[Addresses]() {
+		v.Set(reflect.MakeSlice(v.Type(), 1, 1))
+		return d.scalar(n, v.Index(0), path)
+	}
 	if !ok {
 		return d.fail(n, path, "expected a list, not %s", kindOf(n))
 	}
@@ -193,7 +197,7 @@ func (d *decoder) list(n ast.Node, v reflect.Value, path string) error {
 		if isNothing(item) {
 			return d.fail(n, sub, "an item without a value")
 		}
-		if err := d.scalar(item, list.Index(i), sub); err != nil {
+		if err := d.value(item, list.Index(i), sub); err != nil {
 			return err
 		}
 	}

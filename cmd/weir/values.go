@@ -82,3 +82,23 @@ func (d Duration) String() string {
 
 // MarshalText implements encoding.TextMarshaler.
 func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// A Toggle is "yes" or "no".
+type Toggle string
+
+// UnmarshalText implements encoding.TextUnmarshaler; "true" and "false" are
+// what YAML's writers often mean.
+func (t *Toggle) UnmarshalText(text []byte) error {
+	switch string(text) {
+	case "yes", "true":
+		*t = "yes"
+	case "no", "false":
+		*t = "no"
+	default:
+		return fmt.Errorf("%q is neither yes nor no", text)
+	}
+	return nil
+}
+
+// On reports whether it is "yes".
+func (t Toggle) On() bool { return t == "yes" }
