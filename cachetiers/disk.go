@@ -51,6 +51,8 @@ type Disk struct {
 	order    sieve                    // guarded by mu
 	used     int64                    // guarded by mu; bytes of committed files
 	inFlight int64                    // guarded by mu; bytes reserved by stages
+	parts    map[digest.Digest]*part  // guarded by mu; fills of segments, cut off or running
+	parked   int64                    // guarded by mu; bytes of those that were cut off
 	seq      uint64                   // guarded by mu; names for staged files
 	trash    []string                 // guarded by mu; files to remove once it is not held
 	gone     map[digest.Digest]bool   // guarded by mu; removed since loading began, nil once it is over
@@ -90,7 +92,7 @@ func OpenDisk(root string, o DiskOptions) (*Disk, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	d := &Disk{root: root, o: o, entries: make(map[digest.Digest]*entry), gone: make(map[digest.Digest]bool),
+	d := &Disk{root: root, o: o, entries: make(map[digest.Digest]*entry), parts: make(map[digest.Digest]*part), gone: make(map[digest.Digest]bool),
 		loaded: make(chan struct{}), stop: make(chan struct{})}
 	if err := os.RemoveAll(d.staging()); err != nil {
 		return nil, registry.Wrap(registry.ErrNoRoom, err, "clear the disk tier's unfinished files")
@@ -99,6 +101,9 @@ func OpenDisk(root string, o DiskOptions) (*Disk, error) {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, registry.Wrap(registry.ErrNoRoom, err, "make the disk tier's directory")
 		}
+	}
+	if err := d.loadParts(); err != nil {
+		return nil, err
 	}
 	go d.load()
 	return d, nil
@@ -211,9 +216,14 @@ func (d *Disk) removeLocked(e *entry) {
 	}
 }
 
-// shrinkLocked evicts until committed blobs take at most limit bytes.
+// shrinkLocked evicts until committed blobs, and fills that were cut off, take
+// at most limit bytes; those go first.
 func (d *Disk) shrinkLocked(limit int64) {
-	for d.used > limit {
+	for d.used+d.parked > limit {
+		if dg, p := d.oldestPartLocked(); p != nil {
+			d.dropPartLocked(dg)
+			continue
+		}
 		e := d.order.victim()
 		if e == nil {
 			return
@@ -243,10 +253,15 @@ func (d *Disk) reserve(n, had int64) error {
 	// A file system full of other people's files is no reason to give up what
 	// is here.
 	free := int64(st.Bavail)*st.Bsize - min(d.o.Reserve, int64(st.Blocks)*st.Bsize/16)
-	if free+d.used < n {
+	if free+d.used+d.parked < n {
 		return registry.Errorf(registry.ErrNoRoom, "the file system of the disk tier is full")
 	}
 	for free < n {
+		if dg, p := d.oldestPartLocked(); p != nil {
+			free += p.bytes
+			d.dropPartLocked(dg)
+			continue
+		}
 		e := d.order.victim()
 		d.removeLocked(e)
 		free += e.size

@@ -75,16 +75,21 @@ func (s *diskStage) Write(p []byte) (int, error) {
 	}
 	n, err := s.f.Write(p)
 	if err != nil {
-		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-			return n, registry.Wrap(registry.ErrNoRoom, err, "write to the disk tier")
-		}
-		// A disk that fails is no reason for readers to go without.
-		return n, registry.Wrap(registry.ErrNoRoom, err, "the disk tier cannot be written")
+		return n, noRoom(err)
 	}
 	s.hash.Write(p)
 	s.sum(p)
 	s.n.Add(int64(n))
 	return n, nil
+}
+
+// noRoom is a failure to write: a disk that fails is no reason for readers to
+// go without.
+func noRoom(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return registry.Wrap(registry.ErrNoRoom, err, "write to the disk tier")
+	}
+	return registry.Wrap(registry.ErrNoRoom, err, "the disk tier cannot be written")
 }
 
 // sum adds p to the checksums of its chunks.
@@ -130,7 +135,7 @@ func (s *diskStage) Commit(context.Context) (registry.Descriptor, error) {
 	if s.n.Load()%chunkBytes != 0 {
 		sums = append(sums, s.crc)
 	}
-	if _, err := s.f.Write(appendTail(nil, got.Digest, sums, s.n.Load())); err != nil {
+	if _, err := s.f.WriteAt(appendTail(nil, got.Digest, sums, s.n.Load()), s.n.Load()); err != nil {
 		return registry.Descriptor{}, registry.Wrap(registry.ErrNoRoom, err, "write to the disk tier")
 	}
 	e := &entry{digest: got.Digest, size: fileSize(got.Size)}

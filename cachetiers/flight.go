@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
-	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -55,9 +55,18 @@ type flight struct {
 	via   registry.Via        // guarded by mu; set when ready
 	stage registry.Stage      // guarded by mu; set when ready
 	n     int64               // guarded by mu; bytes staged
+	segs  *segments           // guarded by mu; nil: one stream fills it in order
+	wants []*interest         // guarded by mu; what its readers want, first come first
 	done  bool                // guarded by mu; committed, or failed with err
 	err   error               // guarded by mu
 	users int                 // guarded by mu; who still needs stage: readers and the fill
+}
+
+// An interest is what one reader wants of a flight.
+type interest struct {
+	at, end int64 // the next byte it wants, and behind the last
+	whole   bool  // the blob to its end: what is given last is verified first
+	waiting bool  // for the byte at at
 }
 
 func newFlight(t *Tier, w registry.Want) *flight {
@@ -74,14 +83,34 @@ func (f *flight) run(ctx context.Context, w registry.Want) {
 		err = registry.Wrap(registry.ErrUnavailable, err, "fill abandoned by its readers")
 	}
 	f.t.land(f) // before the readers learn of it: who comes now looks near again
-	f.set(func() { f.done, f.err = true, err })
+	var d registry.Descriptor
+	var via registry.Via
+	f.set(func() { f.done, f.err, d, via = true, err, f.desc, f.via })
 	f.release()
+	if err == nil && f.t.o.Landed != nil {
+		d.Size = f.staged()
+		f.t.o.Landed(d, f.from, via)
+	}
 	if err != nil && !abandoned && registry.KindOf(err) != registry.ErrNotFound {
 		f.t.o.Log.Warn("fill", "tier", f.t.o.Name, "digest", f.digest, "from", f.from.String(), "err", err)
 	}
 }
 
+// fill chooses how: large blobs of known size in segments, others in one stream.
 func (f *flight) fill(ctx context.Context, w registry.Want) error {
+	store, ok := f.t.near.(segmentStore)
+	if !ok || w.Size < f.t.o.SegmentFrom {
+		return f.stream(ctx, w)
+	}
+	stage, err := store.stageSegments(ctx, w.Descriptor, f.t.o.Segment)
+	if err != nil {
+		return err
+	}
+	return f.inSegments(ctx, w, stage)
+}
+
+// stream fills from one stream, in order.
+func (f *flight) stream(ctx context.Context, w registry.Want) error {
 	far, err := f.t.far.Open(ctx, w)
 	if err != nil {
 		return err
@@ -153,11 +182,7 @@ func (f *flight) reopen(ctx context.Context, w registry.Want, far registry.Blob,
 // copy stages what far gives; how many bytes it staged tells whether there was
 // progress.
 func (f *flight) copy(far registry.Blob, stage registry.Stage, size int64) (staged int64, err error) {
-	buf, _ := f.t.buffers.Get().(*[]byte)
-	if buf == nil {
-		b := make([]byte, fillBuffer)
-		buf = &b
-	}
+	buf := f.t.buffer()
 	defer f.t.buffers.Put(buf)
 	for {
 		n, err := far.Read(*buf)
@@ -188,6 +213,10 @@ func (f *flight) set(change func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	change()
+	f.wakeLocked()
+}
+
+func (f *flight) wakeLocked() {
 	close(f.more)
 	f.more = make(chan struct{})
 }
@@ -218,21 +247,30 @@ func (f *flight) stopLinger() {
 	}
 }
 
-// use keeps the stage open until release.
-func (f *flight) use() {
+// use keeps the stage open until release, for a reader that wants in.
+func (f *flight) use(in *interest) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.users++
+	f.wants = append(f.wants, in)
+	if f.segs != nil {
+		f.segs.startLocked()
+	}
 }
 
-// leave is called once by each who joined.
-func (f *flight) leave() {
+// leave is called once by each who joined, with what it wanted.
+func (f *flight) leave(in *interest) {
 	f.t.mu.Lock()
 	f.readers--
 	if f.readers == 0 {
 		f.t.leftLocked(f)
 	}
 	f.t.mu.Unlock()
+	f.set(func() {
+		if i := slices.Index(f.wants, in); i >= 0 {
+			f.wants = slices.Delete(f.wants, i, i+1)
+		}
+	})
 	f.release()
 }
 
@@ -247,221 +285,3 @@ func (f *flight) release() {
 		stage.Close()
 	}
 }
-
-// visibleLocked is how many bytes readers may have.
-func (f *flight) visibleLocked() int64 {
-	switch {
-	case f.done && f.err == nil:
-		return f.n
-	case f.done:
-		return 0
-	case f.desc.Size >= 0:
-		return min(f.n, max(f.desc.Size-holdBack, 0))
-	}
-	return max(f.n-holdBack, 0)
-}
-
-// wait returns when ok says so, the flight is done, or ctx is. It is called
-// with f.mu held, as ok is, and returns with it held.
-func (f *flight) waitLocked(ctx context.Context, ok func() bool) error {
-	for !ok() && !f.done {
-		more := f.more
-		f.mu.Unlock()
-		select {
-		case <-more:
-		case <-ctx.Done():
-		}
-		f.mu.Lock()
-		if err := ctx.Err(); err != nil && !ok() {
-			return &registry.Error{Kind: registry.ErrUnavailable, Text: "wait for " + string(f.digest), After: retryAfter,
-				Public: "what is behind did not answer in time", Err: err}
-		}
-	}
-	return nil
-}
-
-// open makes one reader of the flight.
-func (f *flight) open(ctx context.Context, w registry.Want, joined bool) (registry.Blob, error) {
-	wait, cancel := context.WithTimeout(ctx, f.t.o.Patience)
-	defer cancel()
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if err := f.waitLocked(wait, func() bool { return f.ready }); err != nil {
-		return nil, err
-	}
-	if small := f.ready && f.desc.Size >= 0 && f.desc.Size <= waitWhole; small && w.Length != 0 {
-		if err := f.waitLocked(wait, func() bool { return f.visibleLocked() > w.Offset }); err != nil {
-			return nil, err
-		}
-	}
-	if f.done && f.err != nil {
-		return nil, f.err
-	}
-	size := f.desc.Size
-	if f.done {
-		size = f.n
-	}
-	offset, length, ok := w.Clip(size)
-	if !ok {
-		return nil, registry.Errorf(registry.ErrInvalid, "offset %d is past the end of %s", w.Offset, w.Digest)
-	}
-	r := &reader{f: f, ctx: ctx, w: w, at: offset, offset: offset, length: length, via: f.via}
-	r.desc = f.desc
-	r.desc.Size = size
-	r.via.Collapsed = joined && !f.via.Hit()
-	if staged, ok := f.stage.(registry.FileStage); ok {
-		file, err := staged.File()
-		if err != nil {
-			return nil, registry.Wrap(registry.ErrUnavailable, err, "open the staged bytes of "+string(f.digest))
-		}
-		r.file = file
-	}
-	return r, nil
-}
-
-// reader is one reader of a flight, at its own offset.
-type reader struct {
-	f              *flight
-	ctx            context.Context // Open's: it governs the blob's whole life
-	w              registry.Want
-	desc           registry.Descriptor
-	via            registry.Via
-	offset, length int64
-	at             int64         // where in the blob the next byte is
-	file           *os.File      // nil: read the stage
-	rest           registry.Blob // what goes on when there was no room to stage
-	closed         bool
-}
-
-var _ registry.Blob = (*reader)(nil)
-
-// Descriptor implements registry.Blob.
-func (r *reader) Descriptor() registry.Descriptor { return r.desc }
-
-// Span implements registry.Blob.
-func (r *reader) Span() (int64, int64) { return r.offset, r.length }
-
-// Via implements registry.Blob.
-func (r *reader) Via() registry.Via { return r.via }
-
-// Close implements registry.Blob: the reader leaves the flight, which goes on.
-func (r *reader) Close() error {
-	if r.closed {
-		return nil
-	}
-	r.closed = true
-	if r.file != nil {
-		r.file.Close()
-	}
-	if r.rest != nil {
-		r.rest.Close()
-	}
-	r.f.leave()
-	return nil
-}
-
-// avail waits for bytes at r.at and returns how many there are; 0 is the end.
-func (r *reader) avail() (int64, error) {
-	f := r.f
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	end := int64(-1)
-	if r.length >= 0 {
-		end = r.offset + r.length
-	}
-	if r.at == end {
-		// Only the last bytes of a blob wait for verification, and they were
-		// visible, so this run is as right as it can be known to be.
-		return 0, nil
-	}
-	if err := f.waitLocked(r.ctx, func() bool { return f.visibleLocked() > r.at }); err != nil {
-		return 0, err
-	}
-	if f.done && f.err != nil {
-		return 0, f.err
-	}
-	n := f.visibleLocked() - r.at
-	if end >= 0 {
-		n = min(n, end-r.at)
-	}
-	return max(n, 0), nil
-}
-
-// goOn continues without the flight, if that failed for want of room.
-func (r *reader) goOn(err error) error {
-	if registry.KindOf(err) != registry.ErrNoRoom {
-		return err
-	}
-	w := r.w
-	w.Offset = r.at
-	if r.length >= 0 {
-		w.Length = r.offset + r.length - r.at
-	}
-	rest, derr := r.f.t.direct(r.ctx, w)
-	if derr != nil {
-		return derr
-	}
-	r.rest = rest
-	return nil
-}
-
-// Read implements io.Reader.
-func (r *reader) Read(p []byte) (int, error) {
-	if r.rest != nil {
-		return r.rest.Read(p)
-	}
-	if len(p) == 0 {
-		return 0, nil
-	}
-	n, err := r.avail()
-	if err != nil {
-		if err = r.goOn(err); err != nil {
-			return 0, err
-		}
-		return r.rest.Read(p)
-	}
-	if n == 0 {
-		return 0, io.EOF
-	}
-	m, err := r.f.stage.ReadAt(p[:min(int64(len(p)), n)], r.at)
-	r.at += int64(m)
-	if m > 0 {
-		return m, nil
-	}
-	return 0, registry.Wrap(registry.ErrUnavailable, err, "read the staged bytes of "+string(r.f.digest))
-}
-
-// WriteTo implements io.WriterTo: from a file the kernel copies.
-func (r *reader) WriteTo(w io.Writer) (written int64, err error) {
-	to, ok := w.(io.ReaderFrom)
-	if r.file == nil || !ok {
-		return io.Copy(w, readerOnly{r})
-	}
-	if _, err := r.file.Seek(r.at, io.SeekStart); err != nil {
-		return 0, registry.Wrap(registry.ErrUnavailable, err, "seek in the staged bytes of "+string(r.f.digest))
-	}
-	for {
-		n, err := r.avail()
-		if err != nil {
-			if err = r.goOn(err); err != nil {
-				return written, err
-			}
-			m, err := r.rest.WriteTo(w)
-			return written + m, err
-		}
-		if n == 0 {
-			return written, nil
-		}
-		m, err := to.ReadFrom(&io.LimitedReader{R: r.file, N: n})
-		written += m
-		r.at += m
-		if err != nil {
-			return written, err
-		}
-		if m != n {
-			return written, registry.Errorf(registry.ErrUnavailable, "the staged bytes of %s are gone", r.f.digest)
-		}
-	}
-}
-
-type readerOnly struct{ io.Reader }

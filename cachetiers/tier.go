@@ -29,8 +29,19 @@ type Options struct {
 	// Orphans is how many flights may go on with no reader; 0: 32. Beyond it
 	// a flight ends with its last reader.
 	Orphans int
-	Meter   registry.Meter
-	Log     *slog.Logger
+	// SegmentFrom is from what size on a blob is fetched in segments, if the
+	// near store can stage it so; 0: 64 MiB.
+	SegmentFrom int64
+	// Segment is how large a segment is, a multiple of 256 KiB; 0: 8 MiB.
+	Segment int64
+	// Streams is how many segments of a blob are fetched at once; 0: 8.
+	Streams int
+	// Landed is called after a blob has been filled and verified, with the name
+	// it was asked for by and where it came from. It must not wait. nil: nobody
+	// is told.
+	Landed func(d registry.Descriptor, from registry.Name, via registry.Via)
+	Meter  registry.Meter
+	Log    *slog.Logger
 }
 
 // A Tier is a near Store in front of a far Source, and is itself both, which
@@ -60,6 +71,15 @@ func NewTier(near registry.Store, far registry.Source, o Options) *Tier {
 	if o.Orphans <= 0 {
 		o.Orphans = 32
 	}
+	if o.SegmentFrom <= 0 {
+		o.SegmentFrom = 64 << 20
+	}
+	if o.Segment <= 0 {
+		o.Segment = 8 << 20
+	}
+	if o.Streams <= 0 {
+		o.Streams = 8
+	}
 	if o.Meter == nil {
 		o.Meter = registry.NoMeter{}
 	}
@@ -67,6 +87,15 @@ func NewTier(near registry.Store, far registry.Source, o Options) *Tier {
 		o.Log = slog.Default()
 	}
 	return &Tier{near: near, far: far, o: o, flights: make(map[digest.Digest]*flight)}
+}
+
+// buffer is one of fillBuffer bytes, to be given back to t.buffers.
+func (t *Tier) buffer() *[]byte {
+	if buf, ok := t.buffers.Get().(*[]byte); ok {
+		return buf
+	}
+	b := make([]byte, fillBuffer)
+	return &b
 }
 
 // Stage implements registry.Store: new blobs go to the store farthest back,
@@ -91,18 +120,19 @@ func (t *Tier) Open(ctx context.Context, w registry.Want) (registry.Blob, error)
 	if t.o.Keep != nil && !t.o.Keep(w) {
 		return t.far.Open(ctx, w)
 	}
-	f, b, joined := t.join(ctx, w)
+	in := wanted(w)
+	f, b, joined := t.join(ctx, w, in)
 	if b != nil {
 		return b, nil
 	}
 	if w.Length == 0 && f == nil {
 		return t.far.Open(ctx, w)
 	}
-	b, err := f.open(ctx, w, joined)
+	b, err := f.open(ctx, w, in, joined)
 	if err == nil {
 		return b, nil
 	}
-	f.leave()
+	f.leave(in)
 	// A flight begun through another name may fail for reasons that are not
 	// this reader's: another upstream, other credentials. And one that found
 	// no room to stage in says nothing about the blob.
@@ -133,7 +163,7 @@ func (t *Tier) hit(ctx context.Context, w registry.Want) (registry.Blob, error) 
 // join finds the flight for w or begins one; or it finds the blob, if a flight
 // landed since the miss. For a Want of nothing but the descriptor no flight is
 // begun.
-func (t *Tier) join(ctx context.Context, w registry.Want) (f *flight, b registry.Blob, joined bool) {
+func (t *Tier) join(ctx context.Context, w registry.Want, in *interest) (f *flight, b registry.Blob, joined bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	f, joined = t.flights[w.Digest]
@@ -150,14 +180,14 @@ func (t *Tier) join(ctx context.Context, w registry.Want) (f *flight, b registry
 		t.flights[w.Digest] = f
 		ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 		f.cancel = cancel
-		go f.run(ctx, w)
+		defer func() { go f.run(ctx, w) }()
 	}
 	if f.readers == 0 && joined {
 		t.orphans--
 		f.stopLinger()
 	}
 	f.readers++
-	f.use()
+	f.use(in)
 	if joined {
 		t.o.Meter.Collapsed()
 	}

@@ -4,21 +4,38 @@ package origin
 
 import (
 	"context"
+	"io"
 
 	"github.com/weir-registry/weir/registry"
 )
 
-// Switch is a Source that asks, for each Want, the source of the space its
-// name is in.
-type Switch map[string]registry.Source
+// Switch is an Upstream that asks, for each name, the upstream of its space.
+type Switch map[string]registry.Upstream
 
-var _ registry.Source = Switch(nil)
+var _ registry.Upstream = Switch(nil)
 
 // Open implements registry.Source; ErrNotFound for a space nobody serves.
 func (s Switch) Open(ctx context.Context, w registry.Want) (registry.Blob, error) {
-	src, ok := s[w.From.Space]
-	if !ok {
-		return nil, registry.Errorf(registry.ErrNotFound, "nothing is behind %q", w.From.Space)
+	up, err := s.of(w.From)
+	if err != nil {
+		return nil, err
 	}
-	return src.Open(ctx, w)
+	return up.Open(ctx, w)
+}
+
+// Resolve implements registry.Upstream; ErrNotFound for a space nobody serves.
+func (s Switch) Resolve(ctx context.Context, q registry.Question) (registry.Binding, io.ReadCloser, error) {
+	up, err := s.of(q.Name)
+	if err != nil {
+		return registry.Binding{}, nil, err
+	}
+	return up.Resolve(ctx, q)
+}
+
+func (s Switch) of(n registry.Name) (registry.Upstream, error) {
+	up, ok := s[n.Space]
+	if !ok {
+		return nil, registry.Errorf(registry.ErrNotFound, "nothing is behind %q", n.Space)
+	}
+	return up, nil
 }

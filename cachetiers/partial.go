@@ -1,0 +1,401 @@
+package cachetiers
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"hash/crc32"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/weir-registry/weir/registry"
+)
+
+// A fill of segments that is cut off leaves two files in partial/: the bytes,
+// with holes, and a log of which are there. The log is a header,
+//
+//	0   8  the magic "weirprt1"
+//	8   8  the blob's size
+//	16  8  the size of a segment
+//	24  4  CRC-32C of the above and the digest
+//
+// and records of 16 bytes, of which a later one about a segment counts:
+//
+//	0   4  which segment
+//	4   4  how many of its bytes, from its beginning, are there
+//	8   4  CRC-32C of those bytes
+//	12  4  CRC-32C of the record's first 12 bytes and the digest
+//
+// A record is written after its bytes. That is no promise (nothing is synced),
+// so bytes count only once they have been read and their CRC is right.
+const (
+	partialMagic  = "weirprt1"
+	partialHeader = 28
+	partialRecord = 16
+	// maxPartials is how many fills that were cut off are kept.
+	maxPartials = 64
+	// partialAge is for how long; what nobody came back for goes.
+	partialAge = 24 * time.Hour
+)
+
+// segmentStore is a Store in which a blob can be staged in segments.
+type segmentStore interface {
+	registry.Store
+	stageSegments(ctx context.Context, expect registry.Descriptor, segment int64) (segmentStage, error)
+}
+
+// segmentStage is a Stage that is written in any order; expect had its digest
+// and size. follow is called by one goroutine, the one that commits; the
+// others by any, for one segment by one at a time.
+type segmentStage interface {
+	registry.FileStage
+	// recall gives what an earlier stage left of segment k: how many bytes
+	// from its beginning, and their CRC-32C.
+	recall(k int) (have int64, crc uint32)
+	// place stores p at off.
+	place(p []byte, off int64) error
+	// mark notes what has been placed of segment k, from its beginning.
+	mark(k int, have int64, crc uint32)
+	// follow takes what is placed before to into the digest.
+	follow(to int64) error
+	// park makes Close leave what was marked for the next stage of this
+	// digest, instead of removing it.
+	park()
+}
+
+// A part is a fill that was cut off, or one that runs.
+type part struct {
+	bytes int64 // on the disk, while nobody writes it
+	at    time.Time
+	busy  bool // a stage has it
+}
+
+func (d *Disk) partials() string { return filepath.Join(d.root, "partial") }
+
+func (d *Disk) partPath(dg digest.Digest) string {
+	return filepath.Join(d.partials(), strings.Replace(string(dg), ":", "-", 1))
+}
+
+// loadParts finds what earlier runs left in partial/ and removes what is too
+// old, too much, or makes no sense.
+func (d *Disk) loadParts() error {
+	if err := os.MkdirAll(d.partials(), 0o700); err != nil {
+		return registry.Wrap(registry.ErrNoRoom, err, "make the disk tier's directory")
+	}
+	files, err := os.ReadDir(d.partials())
+	if err != nil {
+		return registry.Wrap(registry.ErrNoRoom, err, "read the disk tier")
+	}
+	d.mu.Lock()
+	defer d.unlock()
+	for _, file := range files {
+		name, isData := strings.CutSuffix(file.Name(), ".data")
+		dg := digest.Digest(strings.Replace(name, "-", ":", 1))
+		info, err := file.Info()
+		_, lerr := os.Lstat(filepath.Join(d.partials(), name+".log"))
+		switch {
+		case !isData:
+			if name, ok := strings.CutSuffix(file.Name(), ".log"); ok {
+				if _, err := os.Lstat(filepath.Join(d.partials(), name+".data")); err == nil {
+					continue
+				}
+			}
+			d.trash = append(d.trash, filepath.Join(d.partials(), file.Name()))
+		case err != nil || lerr != nil || !registry.ValidDigest(dg) || !info.Mode().IsRegular():
+			d.trash = append(d.trash, filepath.Join(d.partials(), file.Name()))
+		default:
+			d.parts[dg] = &part{bytes: onDisk(info), at: info.ModTime()}
+			d.parked += onDisk(info)
+		}
+	}
+	d.ageLocked(time.Now())
+	return nil
+}
+
+// onDisk is how much room a file with holes takes.
+func onDisk(info fs.FileInfo) int64 {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return st.Blocks * 512
+	}
+	return info.Size()
+}
+
+// ageLocked drops parts that are too old or too many.
+func (d *Disk) ageLocked(now time.Time) {
+	for {
+		dg, oldest := d.oldestPartLocked()
+		if oldest == nil || len(d.parts) <= maxPartials && now.Sub(oldest.at) < partialAge {
+			return
+		}
+		d.dropPartLocked(dg)
+	}
+}
+
+func (d *Disk) oldestPartLocked() (dg digest.Digest, oldest *part) {
+	for at, p := range d.parts {
+		if !p.busy && (oldest == nil || p.at.Before(oldest.at)) {
+			dg, oldest = at, p
+		}
+	}
+	return dg, oldest
+}
+
+// dropPartLocked removes a part that nobody writes.
+func (d *Disk) dropPartLocked(dg digest.Digest) {
+	d.parked -= d.parts[dg].bytes
+	delete(d.parts, dg)
+	// Out of the way at once: the next stage of dg may be waiting for the lock.
+	aside := d.nextLocked()
+	for _, err := range []error{os.Rename(d.partPath(dg)+".data", aside), os.Remove(d.partPath(dg) + ".log")} {
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			d.o.Log.Error("remove a part from the disk tier", "digest", dg, "err", err)
+		}
+	}
+	d.trash = append(d.trash, aside)
+}
+
+// stageSegments implements segmentStore. What an earlier stage of the same
+// digest, size and segments left is taken over.
+func (d *Disk) stageSegments(ctx context.Context, expect registry.Descriptor, segment int64) (segmentStage, error) {
+	h, err := stageHash(expect)
+	if err != nil {
+		return nil, err
+	}
+	s := &diskSegments{diskStage: diskStage{d: d, expect: expect, hash: h}, segment: segment}
+	if !d.takePart(expect.Digest) {
+		// Its last stage is being closed: this one goes without.
+		d.mu.Lock()
+		s.path = d.nextLocked()
+		d.mu.Unlock()
+	} else {
+		s.part = d.partPath(expect.Digest)
+		s.path = s.part + ".data"
+	}
+	if err := s.begin(); err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// takePart makes dg's part the caller's, and reports false if it is another's.
+func (d *Disk) takePart(dg digest.Digest) bool {
+	d.mu.Lock()
+	defer d.unlock()
+	d.ageLocked(time.Now())
+	p := d.parts[dg]
+	switch {
+	case p == nil:
+		d.parts[dg] = &part{busy: true}
+	case p.busy:
+		return false
+	default:
+		d.parked -= p.bytes
+		p.busy, p.bytes = true, 0
+	}
+	return true
+}
+
+// leavePart gives dg's part back: with so many bytes, or none for good.
+func (d *Disk) leavePart(dg digest.Digest, bytes int64) {
+	d.mu.Lock()
+	defer d.unlock()
+	if bytes == 0 {
+		delete(d.parts, dg)
+		return
+	}
+	d.parts[dg] = &part{bytes: bytes, at: time.Now()}
+	d.parked += bytes
+	d.ageLocked(time.Now())
+	d.shrinkLocked(max(d.o.Limit-d.inFlight, 0))
+}
+
+// diskSegments is a file being written in segments.
+type diskSegments struct {
+	diskStage
+	segment int64
+	part    string // what its files in partial/ begin with; "" if it has none
+
+	mu     sync.Mutex
+	log    *os.File        // guarded by mu; nil: nothing is noted
+	found  map[int]partial // what the log said when it was opened
+	parked bool
+	gone   bool // Close has been here
+}
+
+// partial is what is there of one segment.
+type partial struct {
+	have int64
+	crc  uint32
+}
+
+var _ segmentStage = (*diskSegments)(nil)
+
+func (s *diskSegments) begin() error {
+	if err := s.grow(fileSize(s.expect.Size)); err != nil {
+		return err
+	}
+	var err error
+	if s.f, err = os.OpenFile(s.path, os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+		return registry.Wrap(registry.ErrNoRoom, err, "begin a file in the disk tier")
+	}
+	if s.part == "" {
+		return nil
+	}
+	if s.log, err = os.OpenFile(s.part+".log", os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600); err != nil {
+		return registry.Wrap(registry.ErrNoRoom, err, "begin a file in the disk tier")
+	}
+	text, err := os.ReadFile(s.part + ".log")
+	var ok bool
+	if s.found, ok = parsePartial(text, s.expect, s.segment); ok && err == nil {
+		return nil
+	}
+	// Nothing, or nothing that can be used.
+	if err = errors.Join(s.log.Truncate(0), s.f.Truncate(0)); err == nil {
+		_, err = s.log.Write(partialHead(s.expect, s.segment))
+	}
+	return registry.Wrap(registry.ErrNoRoom, err, "begin a file in the disk tier")
+}
+
+func partialHead(expect registry.Descriptor, segment int64) []byte {
+	b := []byte(partialMagic)
+	b = binary.LittleEndian.AppendUint64(b, uint64(expect.Size))
+	b = binary.LittleEndian.AppendUint64(b, uint64(segment))
+	return binary.LittleEndian.AppendUint32(b, tailSum(b, expect.Digest))
+}
+
+// parsePartial reads a log. ok is false if it is of another blob or other
+// segments; records that are torn or make no sense are passed over.
+func parsePartial(b []byte, expect registry.Descriptor, segment int64) (found map[int]partial, ok bool) {
+	if len(b) < partialHeader || string(b[:partialHeader]) != string(partialHead(expect, segment)) {
+		return nil, false
+	}
+	found = map[int]partial{}
+	for b = b[partialHeader:]; len(b) >= partialRecord; b = b[partialRecord:] {
+		if binary.LittleEndian.Uint32(b[12:]) != tailSum(b[:12], expect.Digest) {
+			continue
+		}
+		k, have := int64(binary.LittleEndian.Uint32(b)), int64(binary.LittleEndian.Uint32(b[4:]))
+		if have > segment || k*segment+have > expect.Size {
+			continue
+		}
+		found[int(k)] = partial{have: have, crc: binary.LittleEndian.Uint32(b[8:])}
+	}
+	return found, true
+}
+
+// recall implements segmentStage.
+func (s *diskSegments) recall(k int) (int64, uint32) {
+	p, ok := s.found[k]
+	if !ok || p.have == 0 {
+		return 0, 0
+	}
+	crc, buf := uint32(0), make([]byte, chunkBytes)
+	for at := int64(0); at < p.have; {
+		n, err := s.f.ReadAt(buf[:min(int64(len(buf)), p.have-at)], int64(k)*s.segment+at)
+		if n == 0 && err != nil {
+			return 0, 0
+		}
+		crc = crc32.Update(crc, castagnoli(), buf[:n])
+		at += int64(n)
+	}
+	if crc != p.crc {
+		s.d.o.Log.Warn("a part that was left is damaged, fetched anew", "digest", s.expect.Digest, "segment", k)
+		return 0, 0
+	}
+	return p.have, crc
+}
+
+// place implements segmentStage.
+func (s *diskSegments) place(p []byte, off int64) error {
+	if off+int64(len(p)) > s.expect.Size {
+		return registry.Errorf(registry.ErrCorrupt, "%s goes on after its %d bytes", s.expect.Digest, s.expect.Size)
+	}
+	_, err := s.f.WriteAt(p, off)
+	return noRoom(err)
+}
+
+// mark implements segmentStage. A note that cannot be written costs a fetch.
+func (s *diskSegments) mark(k int, have int64, crc uint32) {
+	b := binary.LittleEndian.AppendUint32(nil, uint32(k))
+	b = binary.LittleEndian.AppendUint32(b, uint32(have))
+	b = binary.LittleEndian.AppendUint32(b, crc)
+	b = binary.LittleEndian.AppendUint32(b, tailSum(b, s.expect.Digest))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.log == nil {
+		return
+	}
+	if _, err := s.log.Write(b); err != nil {
+		s.d.o.Log.Warn("note a part in the disk tier", "digest", s.expect.Digest, "err", err)
+		s.log.Close()
+		s.log = nil
+	}
+}
+
+// follow implements segmentStage: it reads back from the page cache.
+func (s *diskSegments) follow(to int64) error {
+	buf := make([]byte, min(to-s.n.Load(), fillBuffer))
+	for s.n.Load() < to {
+		n, err := s.f.ReadAt(buf[:min(int64(len(buf)), to-s.n.Load())], s.n.Load())
+		if n == 0 {
+			return registry.Wrap(registry.ErrNoRoom, err, "read back what was staged of "+string(s.expect.Digest))
+		}
+		s.hash.Write(buf[:n])
+		s.sum(buf[:n])
+		s.n.Add(int64(n))
+	}
+	return nil
+}
+
+// ReadAt implements registry.Stage, for what has been placed.
+func (s *diskSegments) ReadAt(p []byte, off int64) (int, error) { return s.f.ReadAt(p, off) }
+
+// park implements segmentStage.
+func (s *diskSegments) park() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.parked = s.part != "" && s.log != nil
+}
+
+// Close implements registry.Stage.
+func (s *diskSegments) Close() error {
+	s.mu.Lock()
+	parked, log, gone := s.parked && s.path != "", s.log, s.gone
+	s.log, s.gone = nil, true
+	s.mu.Unlock()
+	if gone {
+		return nil
+	}
+	if log != nil {
+		log.Close()
+	}
+	left := int64(0)
+	if parked {
+		s.path = "" // stays
+		if info, err := s.f.Stat(); err == nil {
+			left = onDisk(info)
+		}
+	}
+	var err error
+	if s.f != nil {
+		err = s.diskStage.Close()
+	} else {
+		s.d.unreserve(s.reserved)
+	}
+	if s.part != "" {
+		if left == 0 {
+			os.Remove(s.part + ".log")
+			os.Remove(s.part + ".data") // nothing, if it was committed
+		}
+		s.d.leavePart(s.expect.Digest, left)
+	}
+	return err
+}

@@ -1,0 +1,376 @@
+package cachetiers
+
+import (
+	"context"
+	"hash/crc32"
+	"io"
+	"time"
+
+	"github.com/weir-registry/weir/registry"
+)
+
+const (
+	// markEvery is how often the progress of a segment is noted for a fill
+	// that may be cut off.
+	markEvery = 1 << 20
+	// followEvery is by how much the digest may be behind what is staged.
+	followEvery = 2 << 20
+)
+
+// segments is a flight that fills in segments: several at a time, those that
+// readers wait for first. All of it is guarded by the flight's mu, but for what
+// is set when it is made.
+type segments struct {
+	f     *flight
+	ctx   context.Context // the flight's
+	w     registry.Want   // for the whole blob
+	stage segmentStage
+	size  int64
+	each  int64
+
+	seg     []segment
+	left    int   // segments that are not whole
+	workers int   // goroutines that fetch
+	ranged  bool  // the far side has given a run; until then one worker asks
+	all     bool  // someone wanted all of it
+	follow  int64 // up to where the digest is; the filling goroutine's own
+	err     error // the first failure
+}
+
+// segment is one of them.
+type segment struct {
+	taken bool  // a worker is at it, or it is whole
+	have  int64 // bytes staged, from its beginning
+}
+
+// inSegments fills through stage. It returns when the blob is committed, when
+// something failed, or when nobody wants more of it; in the last two cases what
+// is staged is left for the next.
+func (f *flight) inSegments(ctx context.Context, w registry.Want, stage segmentStage) error {
+	n := int((w.Size + f.t.o.Segment - 1) / f.t.o.Segment)
+	s := &segments{f: f, ctx: ctx, w: w, stage: stage, size: w.Size, each: f.t.o.Segment, seg: make([]segment, n), left: n}
+	f.t.o.Meter.Fill(1)
+	defer f.t.o.Meter.Fill(-1)
+	f.set(func() {
+		f.desc, f.stage, f.segs = w.Descriptor, stage, s
+		s.startLocked()
+	})
+	err := s.run()
+	switch registry.KindOf(err) {
+	case registry.ErrCorrupt, registry.ErrNotFound:
+	default:
+		if err != nil {
+			stage.park()
+		}
+	}
+	return err
+}
+
+// run takes what is staged into the digest until the end.
+func (s *segments) run() error {
+	f := s.f
+	for {
+		to, err := s.wait()
+		if err != nil {
+			return err
+		}
+		if err := s.stage.follow(to); err != nil {
+			s.stop(err)
+			return err
+		}
+		if s.follow = to; to == s.size {
+			_, err := s.stage.Commit(s.ctx)
+			return err
+		}
+		if f.t.unwanted(f) {
+			return registry.Errorf(registry.ErrUnavailable, "nobody wants the rest of %s", f.digest)
+		}
+	}
+}
+
+// wait returns up to where the digest can go on, or why the fill has ended.
+func (s *segments) wait() (to int64, err error) {
+	f := s.f
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for {
+		to = s.reachLocked(s.follow)
+		idle := s.workers == 0
+		switch {
+		case idle && s.err != nil:
+			return 0, s.err
+		case idle && s.left == 0:
+			s.readyLocked(registry.Via{Fwd: "miss", Detail: "partial"})
+			return s.size, nil
+		case to-s.follow >= followEvery:
+			return to, nil
+		case idle:
+			// All that is wanted is there.
+			s.readyLocked(registry.Via{Fwd: "miss", Detail: "partial"})
+			if len(f.wants) == 0 {
+				return s.follow, nil
+			}
+		}
+		more := f.more
+		f.mu.Unlock()
+		<-more // workers end with the flight's context, and say so
+		f.mu.Lock()
+	}
+}
+
+// stop ends the fill with err and waits for its workers.
+func (s *segments) stop(err error) {
+	f := s.f
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s.failLocked(err)
+	for s.workers > 0 {
+		more := f.more
+		f.mu.Unlock()
+		<-more
+		f.mu.Lock()
+	}
+}
+
+func (s *segments) failLocked(err error) {
+	if s.err == nil {
+		s.err = err
+	}
+	s.f.cancel()
+}
+
+// readyLocked lets readers begin.
+func (s *segments) readyLocked(via registry.Via) {
+	if !s.f.ready {
+		s.f.ready, s.f.via = true, via
+		s.f.wakeLocked()
+	}
+}
+
+// unwanted takes a flight that nobody reads, and of which nobody wants more,
+// out of the map, and reports whether it was so.
+func (t *Tier) unwanted(f *flight) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	f.mu.Lock()
+	_, more := f.segs.pickLocked()
+	idle := f.segs.workers == 0 && !more
+	f.mu.Unlock()
+	if !idle || f.readers > 0 {
+		return false
+	}
+	if t.flights[f.digest] == f {
+		delete(t.flights, f.digest)
+	}
+	return true
+}
+
+// reachLocked is up to where bytes are staged without a gap from at on.
+func (s *segments) reachLocked(at int64) int64 {
+	for k := at / s.each; k < int64(len(s.seg)); k++ {
+		end := k*s.each + s.seg[k].have
+		if at = max(at, end); end < min((k+1)*s.each, s.size) {
+			break
+		}
+	}
+	return at
+}
+
+// pickLocked is the segment to fetch next: one that a reader waits for, else
+// the next of what a reader wants, else any.
+func (s *segments) pickLocked() (k int, ok bool) {
+	for _, in := range s.f.wants {
+		s.all = s.all || in.whole
+		if k := int(in.at / s.each); in.waiting && k < len(s.seg) && !s.seg[k].taken {
+			return k, true
+		}
+	}
+	for _, in := range s.f.wants {
+		if k, ok := s.freeLocked(in.at, in.end); ok {
+			return k, true
+		}
+	}
+	if s.all {
+		return s.freeLocked(0, s.size)
+	}
+	return 0, false
+}
+
+// freeLocked is the first segment from at to end that nobody has taken.
+func (s *segments) freeLocked(at, end int64) (int, bool) {
+	for k := at / s.each; k*s.each < end && k < int64(len(s.seg)); k++ {
+		if !s.seg[k].taken {
+			return int(k), true
+		}
+	}
+	return 0, false
+}
+
+// startLocked sees that as many workers fetch as there are segments wanted.
+func (s *segments) startLocked() {
+	for s.err == nil && s.ctx.Err() == nil && (s.workers == 0 || s.ranged && s.workers < s.f.t.o.Streams) {
+		k, ok := s.pickLocked()
+		if !ok {
+			return
+		}
+		s.seg[k].taken = true
+		s.workers++
+		go s.work(k)
+	}
+}
+
+// work fetches segment k, and then others.
+func (s *segments) work(k int) {
+	f := s.f
+	for ok := true; ok; {
+		err := s.fetch(k)
+		f.mu.Lock()
+		if err != nil {
+			s.seg[k].taken = false
+			s.failLocked(err)
+		}
+		if k, ok = s.pickLocked(); ok && s.err == nil {
+			s.seg[k].taken = true
+		} else {
+			ok = false
+			s.workers--
+		}
+		f.wakeLocked()
+		f.mu.Unlock()
+	}
+}
+
+// fetch stages segment k: what an earlier fill left of it, and the rest from
+// the far side, opened again where it breaks off.
+func (s *segments) fetch(k int) error {
+	at, end := int64(k)*s.each, min(int64(k+1)*s.each, s.size)
+	have, crc := s.stage.recall(k)
+	r := &run{s: s, at: at + have, end: end, crc: crc}
+	s.staged(k, have)
+	for try := 0; r.at < r.end; try++ {
+		before := r.at
+		err := r.fetch()
+		if err == nil {
+			continue
+		}
+		if r.at > before {
+			try = 0
+		}
+		if try >= retries || s.ctx.Err() != nil || !r.opened || registry.KindOf(err) != registry.ErrUnavailable {
+			return err
+		}
+		s.f.t.o.Log.Warn("fill broke off, going on where it was", "digest", s.f.digest, "at", r.at, "err", err)
+		select {
+		case <-time.After(100 * time.Millisecond << try):
+		case <-s.ctx.Done():
+			return err
+		}
+	}
+	return nil
+}
+
+// staged notes that segment k has have bytes.
+func (s *segments) staged(k int, have int64) {
+	f := s.f
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.n += have - s.seg[k].have
+	s.seg[k].have = have
+	if int64(k)*s.each+have == min(int64(k+1)*s.each, s.size) {
+		s.left--
+	}
+	f.wakeLocked()
+}
+
+// A run is bytes of a blob that one worker fetches: a segment, or all of it
+// from a far side that gives no less.
+type run struct {
+	s       *segments
+	at, end int64
+	crc     uint32 // of the segment that at is in, up to at
+	marked  int64  // up to where it has been noted
+	opened  bool   // the far side has answered once
+}
+
+// fetch stages what one answer of the far side gives.
+func (r *run) fetch() error {
+	s := r.s
+	w := s.w
+	w.Offset, w.Length = r.at, r.end-r.at
+	far, err := s.f.t.far.Open(s.ctx, w)
+	if err != nil {
+		return err
+	}
+	defer far.Close()
+	r.opened = true
+	if size := far.Descriptor().Size; size >= 0 && size != s.size {
+		return registry.Errorf(registry.ErrCorrupt, "%s has %d bytes where %d were announced", s.f.digest, size, s.size)
+	}
+	s.answered(r, far)
+	buf := s.f.t.buffer()
+	defer s.f.t.buffers.Put(buf)
+	for r.at < r.end {
+		n, err := far.Read((*buf)[:min(int64(len(*buf)), r.end-r.at)])
+		if werr := r.place((*buf)[:n]); werr != nil {
+			return werr
+		}
+		switch {
+		case r.at == r.end:
+		case err == io.EOF:
+			return registry.Errorf(registry.ErrUnavailable, "%s ended at %d of %d bytes", s.f.digest, r.at, s.size)
+		case err != nil:
+			return registry.Wrap(registry.ErrUnavailable, err, "read "+string(s.f.digest))
+		}
+	}
+	return nil
+}
+
+// answered learns from the first answer whether the far side gives runs. If it
+// gives the whole blob instead, r takes all of it.
+func (s *segments) answered(r *run, far registry.Blob) {
+	f := s.f
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if s.ranged {
+		return
+	}
+	if wide, ok := far.(registry.Widener); ok && !s.whole(r) && wide.Widen() {
+		r.at, r.end, r.crc = 0, s.size, 0
+		for k := range s.seg {
+			s.seg[k].taken = true
+		}
+	} else {
+		s.ranged = true
+	}
+	f.via = far.Via()
+	s.readyLocked(f.via)
+	s.startLocked()
+}
+
+// whole reports whether r is all of the blob already.
+func (s *segments) whole(r *run) bool { return r.end-r.at == s.size }
+
+// place stages p at r.at, segment by segment.
+func (r *run) place(p []byte) error {
+	s := r.s
+	for len(p) > 0 {
+		k := r.at / s.each
+		start, end := k*s.each, min((k+1)*s.each, s.size)
+		if r.at == start {
+			r.crc, r.marked = 0, start
+		}
+		part := p[:min(int64(len(p)), end-r.at)]
+		if err := s.stage.place(part, r.at); err != nil {
+			return err
+		}
+		r.crc = crc32.Update(r.crc, castagnoli(), part)
+		r.at += int64(len(part))
+		p = p[len(part):]
+		if r.at == end || r.at-r.marked >= markEvery {
+			s.stage.mark(int(k), r.at-start, r.crc)
+			r.marked = r.at
+		}
+		s.staged(int(k), r.at-start)
+	}
+	return nil
+}
