@@ -66,6 +66,7 @@ type flight struct {
 type interest struct {
 	at, end int64 // the next byte it wants, and behind the last
 	whole   bool  // the blob to its end: what is given last is verified first
+	ahead   bool  // the rest will be wanted too
 	waiting bool  // for the byte at at
 }
 
@@ -81,6 +82,9 @@ func (f *flight) run(ctx context.Context, w registry.Want) {
 	f.cancel()
 	if err != nil && errors.Is(err, context.Canceled) {
 		err = registry.Wrap(registry.ErrUnavailable, err, "fill abandoned by its readers")
+	}
+	if far, ok := f.t.far.(registry.Doubter); ok && registry.KindOf(err) == registry.ErrCorrupt {
+		far.Doubt(w)
 	}
 	f.t.land(f) // before the readers learn of it: who comes now looks near again
 	var d registry.Descriptor

@@ -53,7 +53,7 @@ func (f *flight) waitLocked(ctx context.Context, ok func() bool) error {
 // at the end, and it must not cost all that is before it. Who puts a blob
 // together from such runs has its digest to compare.
 func wanted(w registry.Want) *interest {
-	in := &interest{at: w.Offset, end: w.Offset + w.Length, whole: w.Length < 0}
+	in := &interest{at: w.Offset, end: w.Offset + w.Length, whole: w.Length < 0, ahead: w.Ahead}
 	if in.whole || w.Size >= 0 && in.end > w.Size {
 		in.end = w.Size
 	}

@@ -56,6 +56,9 @@ type segmentStore interface {
 // others by any, for one segment by one at a time.
 type segmentStage interface {
 	registry.FileStage
+	// left is how many bytes of segment k an earlier stage noted, from its
+	// beginning; whether they are right recall tells.
+	left(k int) int64
 	// recall gives what an earlier stage left of segment k: how many bytes
 	// from its beginning, and their CRC-32C.
 	recall(k int) (have int64, crc uint32)
@@ -290,6 +293,9 @@ func parsePartial(b []byte, expect registry.Descriptor, segment int64) (found ma
 	}
 	return found, true
 }
+
+// left implements segmentStage.
+func (s *diskSegments) left(k int) int64 { return s.found[k].have }
 
 // recall implements segmentStage.
 func (s *diskSegments) recall(k int) (int64, uint32) {

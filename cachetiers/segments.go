@@ -15,6 +15,9 @@ const (
 	markEvery = 1 << 20
 	// followEvery is by how much the digest may be behind what is staged.
 	followEvery = 2 << 20
+	// runLinger is how long a fill of which all is there that anybody wants
+	// waits for the next reader.
+	runLinger = 2 * time.Second
 )
 
 // segments is a flight that fills in segments: several at a time, those that
@@ -39,8 +42,10 @@ type segments struct {
 
 // segment is one of them.
 type segment struct {
-	taken bool  // a worker is at it, or it is whole
-	have  int64 // bytes staged, from its beginning
+	taken  bool   // a worker is at it, or it is whole
+	parked bool   // an earlier fill left all of it, if the disk still has it right
+	have   int64  // bytes staged, from its beginning
+	crc    uint32 // of those
 }
 
 // inSegments fills through stage. It returns when the blob is committed, when
@@ -49,6 +54,9 @@ type segment struct {
 func (f *flight) inSegments(ctx context.Context, w registry.Want, stage segmentStage) error {
 	n := int((w.Size + f.t.o.Segment - 1) / f.t.o.Segment)
 	s := &segments{f: f, ctx: ctx, w: w, stage: stage, size: w.Size, each: f.t.o.Segment, seg: make([]segment, n), left: n}
+	for k := range s.seg {
+		s.seg[k].parked = stage.left(k) == s.full(k)
+	}
 	f.t.o.Meter.Fill(1)
 	defer f.t.o.Meter.Fill(-1)
 	f.set(func() {
@@ -82,10 +90,36 @@ func (s *segments) run() error {
 			_, err := s.stage.Commit(s.ctx)
 			return err
 		}
-		if f.t.unwanted(f) {
+		if !s.wantedAgain() && f.t.unwanted(f) {
 			return registry.Errorf(registry.ErrUnavailable, "nobody wants the rest of %s", f.digest)
 		}
 	}
+}
+
+// end is where segment k ends.
+func (s *segments) end(k int) int64 { return min(int64(k+1)*s.each, s.size) }
+
+// full is how long it is.
+func (s *segments) full(k int) int64 { return s.end(k) - int64(k)*s.each }
+
+// wantedAgain waits a moment, if nobody wants anything, for someone who does:
+// who reads run by run is between two of them.
+func (s *segments) wantedAgain() bool {
+	f := s.f
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	pause, cancel := context.WithTimeout(s.ctx, runLinger)
+	defer cancel()
+	for s.workers == 0 && len(f.wants) == 0 && pause.Err() == nil {
+		more := f.more
+		f.mu.Unlock()
+		select {
+		case <-more:
+		case <-pause.Done():
+		}
+		f.mu.Lock()
+	}
+	return s.workers > 0 || len(f.wants) > 0
 }
 
 // wait returns up to where the digest can go on, or why the fill has ended.
@@ -168,8 +202,8 @@ func (t *Tier) unwanted(f *flight) bool {
 // reachLocked is up to where bytes are staged without a gap from at on.
 func (s *segments) reachLocked(at int64) int64 {
 	for k := at / s.each; k < int64(len(s.seg)); k++ {
-		end := k*s.each + s.seg[k].have
-		if at = max(at, end); end < min((k+1)*s.each, s.size) {
+		have := k*s.each + s.seg[k].have
+		if at = max(at, have); have < s.end(int(k)) {
 			break
 		}
 	}
@@ -180,7 +214,7 @@ func (s *segments) reachLocked(at int64) int64 {
 // the next of what a reader wants, else any.
 func (s *segments) pickLocked() (k int, ok bool) {
 	for _, in := range s.f.wants {
-		s.all = s.all || in.whole
+		s.all = s.all || in.whole || in.ahead
 		if k := int(in.at / s.each); in.waiting && k < len(s.seg) && !s.seg[k].taken {
 			return k, true
 		}
@@ -190,10 +224,21 @@ func (s *segments) pickLocked() (k int, ok bool) {
 			return k, true
 		}
 	}
-	if s.all {
+	if s.all || s.hereLocked() {
 		return s.freeLocked(0, s.size)
 	}
 	return 0, false
+}
+
+// hereLocked reports whether every segment is whole, if what an earlier fill
+// left is right: then reading that back makes it a blob.
+func (s *segments) hereLocked() bool {
+	for k, g := range s.seg {
+		if !g.parked && g.have < s.full(k) {
+			return false
+		}
+	}
+	return true
 }
 
 // freeLocked is the first segment from at to end that nobody has taken.
@@ -243,10 +288,9 @@ func (s *segments) work(k int) {
 // fetch stages segment k: what an earlier fill left of it, and the rest from
 // the far side, opened again where it breaks off.
 func (s *segments) fetch(k int) error {
-	at, end := int64(k)*s.each, min(int64(k+1)*s.each, s.size)
 	have, crc := s.stage.recall(k)
-	r := &run{s: s, at: at + have, end: end, crc: crc}
-	s.staged(k, have)
+	s.staged(k, have, crc)
+	r := &run{s: s, at: int64(k)*s.each + have, end: s.end(k), marked: int64(k)*s.each + have, opened: s.answers()}
 	for try := 0; r.at < r.end; try++ {
 		before := r.at
 		err := r.fetch()
@@ -269,16 +313,32 @@ func (s *segments) fetch(k int) error {
 	return nil
 }
 
+// wantsAll reports whether the whole blob will be fetched.
+func (s *segments) wantsAll() bool {
+	s.f.mu.Lock()
+	defer s.f.mu.Unlock()
+	return s.all
+}
+
+// answers reports whether the far side is known to give runs.
+func (s *segments) answers() bool {
+	s.f.mu.Lock()
+	defer s.f.mu.Unlock()
+	return s.ranged
+}
+
 // staged notes that segment k has have bytes.
-func (s *segments) staged(k int, have int64) {
+func (s *segments) staged(k int, have int64, crc uint32) {
 	f := s.f
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.n += have - s.seg[k].have
-	s.seg[k].have = have
-	if int64(k)*s.each+have == min(int64(k+1)*s.each, s.size) {
+	g := &s.seg[k]
+	if g.have < s.full(k) && have == s.full(k) {
 		s.left--
 	}
+	g.parked = false // it has been looked at
+	f.n += have - g.have
+	g.have, g.crc = have, crc
 	f.wakeLocked()
 }
 
@@ -287,16 +347,15 @@ func (s *segments) staged(k int, have int64) {
 type run struct {
 	s       *segments
 	at, end int64
-	crc     uint32 // of the segment that at is in, up to at
-	marked  int64  // up to where it has been noted
-	opened  bool   // the far side has answered once
+	marked  int64 // up to where it has been noted
+	opened  bool  // the far side has answered
 }
 
 // fetch stages what one answer of the far side gives.
 func (r *run) fetch() error {
 	s := r.s
 	w := s.w
-	w.Offset, w.Length = r.at, r.end-r.at
+	w.Offset, w.Length, w.Ahead = r.at, r.end-r.at, s.wantsAll()
 	far, err := s.f.t.far.Open(s.ctx, w)
 	if err != nil {
 		return err
@@ -335,7 +394,7 @@ func (s *segments) answered(r *run, far registry.Blob) {
 		return
 	}
 	if wide, ok := far.(registry.Widener); ok && !s.whole(r) && wide.Widen() {
-		r.at, r.end, r.crc = 0, s.size, 0
+		r.at, r.end, r.marked = 0, s.size, 0
 		for k := range s.seg {
 			s.seg[k].taken = true
 		}
@@ -350,27 +409,33 @@ func (s *segments) answered(r *run, far registry.Blob) {
 // whole reports whether r is all of the blob already.
 func (s *segments) whole(r *run) bool { return r.end-r.at == s.size }
 
-// place stages p at r.at, segment by segment.
+// place stages p at r.at, segment by segment. What is staged already is not
+// written again: readers have it, and the digest too.
 func (r *run) place(p []byte) error {
 	s := r.s
 	for len(p) > 0 {
-		k := r.at / s.each
-		start, end := k*s.each, min((k+1)*s.each, s.size)
-		if r.at == start {
-			r.crc, r.marked = 0, start
+		k := int(r.at / s.each)
+		start, have, crc := int64(k)*s.each, s.seg[k].have, s.seg[k].crc // no other worker's now
+		part := p[:min(int64(len(p)), s.end(k)-r.at)]
+		p = p[len(part):]
+		if skip := start + have - r.at; skip > 0 {
+			skip = min(skip, int64(len(part)))
+			r.at += skip
+			part = part[skip:]
 		}
-		part := p[:min(int64(len(p)), end-r.at)]
+		if len(part) == 0 {
+			continue
+		}
 		if err := s.stage.place(part, r.at); err != nil {
 			return err
 		}
-		r.crc = crc32.Update(r.crc, castagnoli(), part)
 		r.at += int64(len(part))
-		p = p[len(part):]
-		if r.at == end || r.at-r.marked >= markEvery {
-			s.stage.mark(int(k), r.at-start, r.crc)
+		crc = crc32.Update(crc, castagnoli(), part)
+		if r.at == s.end(k) || r.at-max(r.marked, start) >= markEvery {
+			s.stage.mark(k, r.at-start, crc)
 			r.marked = r.at
 		}
-		s.staged(int(k), r.at-start)
+		s.staged(k, r.at-start, crc)
 	}
 	return nil
 }

@@ -114,6 +114,15 @@ func (t *Tier) Stage(ctx context.Context, expect registry.Descriptor) (registry.
 // Open implements registry.Source. A blob that turns out damaged in the near
 // store while it is read is continued from the far side.
 func (t *Tier) Open(ctx context.Context, w registry.Want) (registry.Blob, error) {
+	b, err := t.open(ctx, w)
+	if _, ok := t.far.(registry.Doubter); ok && ctx.Err() == nil && registry.KindOf(err) == registry.ErrCorrupt {
+		// The far side knows that it was wrong, and may know better now.
+		return t.open(ctx, w)
+	}
+	return b, err
+}
+
+func (t *Tier) open(ctx context.Context, w registry.Want) (registry.Blob, error) {
 	if b, err := t.hit(ctx, w); b != nil || err != nil {
 		return b, err
 	}

@@ -137,6 +137,14 @@ type Widener interface {
 	Widen() bool
 }
 
+// A Doubter is a Source that may have its bytes from several places. Doubt
+// tells it that what it gave for w was not what w's digest names, so that it
+// asks elsewhere next time. It does not wait.
+type Doubter interface {
+	Source
+	Doubt(w Want)
+}
+
 // A Guard decides whether a call may go on. Admit answers from memory: it must
 // not wait on the network or a disk. Errors: ErrUnauthenticated, ErrDenied,
 // ErrLimited.

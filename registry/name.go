@@ -115,6 +115,9 @@ type Want struct {
 	// past the end is ErrInvalid. A Length of zero asks for the Descriptor
 	// alone: nothing is filled, and an upstream answers it with a HEAD.
 	Offset, Length int64
+	// Ahead reports that the asker will want the rest of the blob too, in other
+	// Wants: a Source that fills may go ahead.
+	Ahead bool
 }
 
 // Whole is the Want for all bytes of what a binding stands for.
