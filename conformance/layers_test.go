@@ -34,12 +34,13 @@ var rooms = map[string][]string{
 	"oci":                {"registry", "registry/gate", "registry/reply", "registry/outbound"},
 	"cachetiers":         {"registry"},
 	"cachetiers/origin":  {"registry"},
+	"cachetiers/peer":    {"registry", "registry/outbound"},
 	"conformance":        {"registry"},
 	"conformance/lab":    {"registry"}, // starts real servers and clients for the suites
 	"conformance/npmlab": {},           // a scripted npm registry
 	"conformance/bench":  {},           // weir beside nginx and distribution
 	"cmd/weir": {"registry", "registry/names", "registry/entitle", "registry/gate", "registry/listen", "registry/steer",
-		"registry/ops", "registry/reply", "registry/outbound", "npm", "oci", "cachetiers", "cachetiers/origin"},
+		"registry/ops", "registry/reply", "registry/outbound", "npm", "oci", "cachetiers", "cachetiers/origin", "cachetiers/peer"},
 }
 
 // leaves says which packages alone may import a library: cloud vendors each in

@@ -82,6 +82,9 @@ const (
 type Principal struct {
 	// Name is how the principal is called in grants and logs; "" is anonymous.
 	Name string
+	// Node reports that it is another weir, in front of this one, which has
+	// admitted the client on whose behalf it asks.
+	Node bool
 }
 
 // A Call is one request as the guard sees it: first with the name alone, then
@@ -98,6 +101,9 @@ type Call struct {
 	// time; zero leaves it to the policy. A client that names a version
 	// unknown here sets it, so that a fresh publish is seen at once.
 	Since time.Time
+	// Firm asks for a binding that is not past its time, if one can be had
+	// while the caller waits: who asks keeps it for others.
+	Firm  bool
 	Addr  netip.Addr
 	Agent string
 }

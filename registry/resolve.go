@@ -50,7 +50,7 @@ func (s *Service) known(ctx context.Context, sp Space, p Policy, c *Call, b Bind
 	if failed := s.recent.get(c.Name, now); failed != nil && KindOf(failed) != ErrNotFound {
 		return s.old(p, c, b, stale, failed)
 	}
-	if stale < p.Refresh && c.Since.IsZero() {
+	if stale < p.Refresh && c.Since.IsZero() && !c.Firm {
 		s.background(ctx, sp, p, c.Name, b)
 		return b, old, nil
 	}
