@@ -2,11 +2,9 @@ package peer
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
@@ -51,16 +49,13 @@ type client struct {
 	meter   registry.Meter
 }
 
-func newClient(address string, conf *tls.Config, meter registry.Meter) (*client, error) {
+func newClient(address string, dial Dial, meter registry.Meter) (*client, error) {
 	u, err := url.Parse(address)
 	if err != nil || u.Scheme != "https" || u.Host == "" {
 		return nil, registry.Errorf(registry.ErrInvalid, "%q is not the address of a node", address)
 	}
-	conf = conf.Clone()
-	conf.NextProtos = []string{"http/1.1"} // several streams are to be several connections
 	return &client{address: "https://" + u.Host, host: u.Host, meter: meter, rt: &http.Transport{
-		DialContext:            (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
-		TLSClientConfig:        conf,
+		DialTLSContext:         dial,
 		DisableCompression:     true,
 		MaxConnsPerHost:        maxConns,
 		MaxIdleConnsPerHost:    maxConns,

@@ -2,10 +2,10 @@ package peer
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"sync"
 	"time"
 
@@ -27,7 +27,11 @@ const (
 	smallBytes = 1 << 20
 )
 
-// Options are a Group's settings. Nodes and TLS must be set.
+// A Dial connects to a node, "host:port", and makes sure who it is. The protocol
+// that it agrees on is HTTP/1.1: several streams are to be several connections.
+type Dial func(ctx context.Context, network, addr string) (net.Conn, error)
+
+// Options are a Group's settings. Nodes and Dial must be set.
 type Options struct {
 	// Nodes are addresses, https://host:port, in any order. What belongs to
 	// which of them follows from the addresses as they are written, so all who
@@ -37,8 +41,8 @@ type Options struct {
 	// is asked of Beyond, and so is what belongs to a node that is dead and
 	// would be this node's next.
 	Self string
-	// TLS is what nodes are dialled with.
-	TLS *tls.Config
+	// Dial connects to nodes.
+	Dial Dial
 	// Beyond answers when no node does; nil: nothing does.
 	Beyond registry.Upstream
 	// Near is looked at first for blobs; nil: nothing is.
@@ -94,7 +98,7 @@ func NewGroup(o Options) (*Group, error) {
 	for _, addr := range o.Nodes {
 		n := &node{self: addr == o.Self, log: o.Log, meter: o.Meter}
 		if !n.self {
-			c, err := newClient(addr, o.TLS, o.Meter)
+			c, err := newClient(addr, o.Dial, o.Meter)
 			if err != nil {
 				cancel()
 				return nil, err

@@ -20,7 +20,7 @@ func three(t *testing.T, beyond registry.Upstream) (*conformance.Upstream, []*sh
 	server, client := pki(t)
 	up := new(conformance.Upstream)
 	var shields []*shield
-	o := peer.Options{TLS: client, Beyond: beyond}
+	o := peer.Options{Dial: client, Beyond: beyond}
 	for range 3 {
 		s := startShield(t, server, up)
 		shields = append(shields, s)
@@ -103,7 +103,7 @@ func TestSilentIsPassedOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer hole.Close()
-	g := group(t, peer.Options{TLS: client, Nodes: []string{live.url(), "https://" + hole.Addr().String()}})
+	g := group(t, peer.Options{Dial: client, Nodes: []string{live.url(), "https://" + hole.Addr().String()}})
 	begun := time.Now()
 	for i := range 20 {
 		d := up.PutBlob(fmt.Appendf(nil, "blob %d", i))
@@ -132,7 +132,7 @@ func TestBeyond(t *testing.T) {
 		doc.Close()
 	}
 	_, client := pki(t)
-	alone := group(t, peer.Options{TLS: client, Nodes: []string{shields[0].url(), shields[1].url()}})
+	alone := group(t, peer.Options{Dial: client, Nodes: []string{shields[0].url(), shields[1].url()}})
 	_, err := alone.Open(t.Context(), whole(d))
 	if registry.KindOf(err) != registry.ErrUnavailable || registry.RetryAfter(err) == 0 {
 		t.Errorf("%v, after %v", err, registry.RetryAfter(err))
@@ -159,7 +159,7 @@ func TestAnotherWay(t *testing.T) {
 		return conformance.Fault{Err: registry.Errorf(registry.ErrUnavailable, "its way is cut")}
 	})
 	a, b := startShield(t, server, broken), startShield(t, server, well)
-	g := group(t, peer.Options{TLS: client, Nodes: []string{a.url(), b.url()}})
+	g := group(t, peer.Options{Dial: client, Nodes: []string{a.url(), b.url()}})
 	for i := range 10 {
 		d := well.PutBlob(fmt.Appendf(nil, "blob %d", i))
 		readAll(t, g, whole(d))
@@ -267,7 +267,7 @@ func TestSelf(t *testing.T) {
 	remote, behind := new(conformance.Upstream), new(conformance.Upstream)
 	other := startShield(t, server, remote)
 	const self = "https://127.0.0.1:1"
-	g := group(t, peer.Options{TLS: client, Self: self, Nodes: []string{other.url(), self}, Beyond: behind})
+	g := group(t, peer.Options{Dial: client, Self: self, Nodes: []string{other.url(), self}, Beyond: behind})
 	var theirs []registry.Descriptor
 	for i := range 40 {
 		data := fmt.Appendf(nil, "blob %d", i)

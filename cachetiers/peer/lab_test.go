@@ -28,7 +28,7 @@ import (
 )
 
 // pki is one certificate that is its own authority, for all nodes of a test.
-func pki(t *testing.T) (server, client *tls.Config) {
+func pki(t *testing.T) (server *tls.Config, client peer.Dial) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -49,8 +49,8 @@ func pki(t *testing.T) (server, client *tls.Config) {
 	pool.AddCert(root)
 	cert := tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 	server = &tls.Config{Certificates: []tls.Certificate{cert}, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert, MinVersion: tls.VersionTLS13, NextProtos: []string{"http/1.1"}}
-	client = &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: pool, MinVersion: tls.VersionTLS13}
-	return server, client
+	dialer := &tls.Dialer{Config: &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: pool, MinVersion: tls.VersionTLS13, NextProtos: []string{"http/1.1"}}}
+	return server, dialer.DialContext
 }
 
 // everyone admits everyone, and counts nodes.
@@ -162,7 +162,7 @@ func group(t *testing.T, o peer.Options) *peer.Group {
 func pair(t *testing.T) (*shield, *peer.Group) {
 	server, client := pki(t)
 	s := startShield(t, server, new(conformance.Upstream))
-	return s, group(t, peer.Options{Nodes: []string{s.url()}, TLS: client})
+	return s, group(t, peer.Options{Nodes: []string{s.url()}, Dial: client})
 }
 
 var tag = registry.Name{Space: "oci", Repo: "docker.io/library/alpine", Ref: "3"}

@@ -110,7 +110,7 @@ func TestOthersAreNotBelieved(t *testing.T) {
 			}
 			return r.URL.Path != "/weir/v1/ping"
 		})
-		fresh := func() *peer.Group { return group(t, peer.Options{Nodes: []string{s.url()}, TLS: client}) }
+		fresh := func() *peer.Group { return group(t, peer.Options{Nodes: []string{s.url()}, Dial: client}) }
 		if _, _, err := fresh().Resolve(t.Context(), registry.Question{Name: tag}); registry.KindOf(err) != registry.ErrUnavailable {
 			t.Errorf("resolve: %v", err)
 		}
@@ -198,7 +198,7 @@ func TestFedThroughTiers(t *testing.T) {
 	s.up.SetScript(func(conformance.Op) conformance.Fault { return conformance.Fault{Gate: gate, Chunk: 64 << 10} })
 	var first, done sync.WaitGroup
 	for range 4 {
-		edge := cachetiers.NewTier(cachetiers.NewMemory(64<<20), group(t, peer.Options{Nodes: []string{s.url()}, TLS: client}), cachetiers.Options{Name: "memory"})
+		edge := cachetiers.NewTier(cachetiers.NewMemory(64<<20), group(t, peer.Options{Nodes: []string{s.url()}, Dial: client}), cachetiers.Options{Name: "memory"})
 		for range 8 {
 			first.Add(1)
 			done.Go(func() {
