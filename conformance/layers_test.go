@@ -30,6 +30,7 @@ var rooms = map[string][]string{
 	"registry/ops":       {"registry"},
 	"registry/reply":     {"registry"},
 	"registry/outbound":  {"registry"},
+	"registry/trust":     {"registry"},
 	"npm":                {"registry", "registry/gate", "registry/reply", "registry/outbound"},
 	"oci":                {"registry", "registry/gate", "registry/reply", "registry/outbound"},
 	"cachetiers":         {"registry"},
@@ -40,7 +41,8 @@ var rooms = map[string][]string{
 	"conformance/npmlab": {},           // a scripted npm registry
 	"conformance/bench":  {},           // weir beside nginx and distribution
 	"cmd/weir": {"registry", "registry/names", "registry/entitle", "registry/gate", "registry/listen", "registry/steer",
-		"registry/ops", "registry/reply", "registry/outbound", "npm", "oci", "cachetiers", "cachetiers/origin", "cachetiers/peer"},
+		"registry/ops", "registry/reply", "registry/outbound", "registry/trust", "npm", "oci",
+		"cachetiers", "cachetiers/peer", "cachetiers/origin", "cachetiers/origin/s3", "cachetiers/origin/gcs"},
 }
 
 // leaves says which packages alone may import a library: cloud vendors each in
