@@ -45,10 +45,8 @@ type Options struct {
 	Dial Dial
 	// Beyond answers when no node does; nil: nothing does.
 	Beyond registry.Upstream
-	// Near is looked at first for blobs; nil: nothing is.
-	Near  registry.Source
-	Meter registry.Meter // nil: nothing is counted
-	Log   *slog.Logger   // nil: slog.Default()
+	Meter  registry.Meter // nil: nothing is counted
+	Log    *slog.Logger   // nil: slog.Default()
 }
 
 // A Group is several nodes as one Source and Upstream: each blob and each
@@ -159,11 +157,6 @@ func (g *Group) order(key string, d digest.Digest) (ask []*node, own bool) {
 
 // Open implements registry.Source.
 func (g *Group) Open(ctx context.Context, w registry.Want) (registry.Blob, error) {
-	if g.o.Near != nil {
-		if b, err := g.o.Near.Open(ctx, w); err == nil || registry.KindOf(err) == registry.ErrInvalid {
-			return b, err
-		}
-	}
 	small := w.Size >= 0 && w.Size <= smallBytes
 	b, err := ask(ctx, g, string(w.Digest), w.Digest, small, question[registry.Blob]{
 		put: func(ctx context.Context, n *node, limit time.Duration, signs func()) (registry.Blob, error) {

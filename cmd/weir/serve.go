@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -128,12 +129,19 @@ func serve(ctx context.Context, f serveFlags, stdout, stderr io.Writer) error {
 		return err
 	}
 	s := &server{c: c, node: n, log: log}
+	tiers, err := s.listenTiers()
+	if err != nil {
+		return errors.Join(err, n.Close())
+	}
+	if tiers != nil {
+		defer tiers.Close()
+	}
 	printHelp(stdout, c, clients.Addr(), n.npm)
 	if noNPM != nil {
 		fmt.Fprintf(stdout, "\nnpm is off: %v\n", noNPM)
 	}
 	log.Info("serving", "version", version, "listen", clients.Addr().String(), "data", data.path, "npm", npmURL)
-	err = s.run(ctx, clients, operators)
+	err = s.run(ctx, clients, operators, tiers)
 	if cerr := n.Close(); err == nil {
 		err = cerr
 	}
@@ -179,7 +187,7 @@ type server struct {
 }
 
 // run serves until ctx is done or a listener fails, and then stops gracefully.
-func (s *server) run(ctx context.Context, clients, operators net.Listener) error {
+func (s *server) run(ctx context.Context, clients, operators, tiers net.Listener) error {
 	errorLog := slog.NewLogLogger(s.log.Handler(), slog.LevelDebug) // a client's broken TLS or header is no event
 	front := &http.Server{
 		Handler:           s.node.handler,
@@ -190,7 +198,7 @@ func (s *server) run(ctx context.Context, clients, operators net.Listener) error
 		ErrorLog:          errorLog,
 	}
 	back := &http.Server{Handler: ops.Handler(s.node.metrics, ops.Admin{}, s.ready), ReadHeaderTimeout: readHeader, ErrorLog: errorLog}
-	failed := make(chan error, 2)
+	failed := make(chan error, 3)
 	serve := func(srv *http.Server, l net.Listener) {
 		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 			failed <- err
@@ -201,13 +209,22 @@ func (s *server) run(ctx context.Context, clients, operators net.Listener) error
 		go serve(back, operators)
 		defer back.Close()
 	}
+	fronts := []*http.Server{front}
+	if tiers != nil {
+		inner := s.tiersServer(errorLog)
+		go serve(inner, tiers)
+		fronts = append(fronts, inner)
+	}
+	if s.node.trust != nil {
+		go s.node.trust.Run(ctx)
+	}
 	go s.sweep(ctx)
 	var err error
 	select {
 	case err = <-failed:
 	case <-ctx.Done():
 	}
-	s.stop(front)
+	s.stop(fronts)
 	return err
 }
 
@@ -219,16 +236,22 @@ func (s *server) ready() error {
 }
 
 // stop finishes what runs, within the limit, and then what nobody waits for.
-func (s *server) stop(front *http.Server) {
+func (s *server) stop(fronts []*http.Server) {
 	s.stopping.Store(true)
 	limit := time.Duration(*s.c.Limits.Stop)
 	s.log.Info("stopping", "limit", limit.String())
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	if err := front.Shutdown(ctx); err != nil {
-		s.log.Warn("requests were still running at the limit and are cut off")
-		front.Close()
+	var wg sync.WaitGroup
+	for _, front := range fronts {
+		wg.Go(func() {
+			if err := front.Shutdown(ctx); err != nil {
+				s.log.Warn("requests were still running at the limit and are cut off")
+				front.Close()
+			}
+		})
 	}
+	wg.Wait()
 	drain, cancelDrain := context.WithTimeout(context.Background(), drainFor)
 	defer cancelDrain()
 	if err := s.node.service.Drain(drain); err != nil {

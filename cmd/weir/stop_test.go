@@ -38,7 +38,7 @@ func TestStopSaysWhatWasOpen(t *testing.T) {
 		ended <- err
 	}()
 	<-arrived
-	s.stop(front)
+	s.stop([]*http.Server{front})
 	if err := <-ended; err == nil {
 		t.Error("the request was not cut off")
 	}

@@ -12,12 +12,14 @@ import (
 
 	"github.com/weir-registry/weir/cachetiers"
 	"github.com/weir-registry/weir/cachetiers/origin"
+	"github.com/weir-registry/weir/cachetiers/peer"
 	"github.com/weir-registry/weir/npm"
 	"github.com/weir-registry/weir/oci"
 	"github.com/weir-registry/weir/registry"
 	"github.com/weir-registry/weir/registry/names"
 	"github.com/weir-registry/weir/registry/ops"
 	"github.com/weir-registry/weir/registry/reply"
+	"github.com/weir-registry/weir/registry/trust"
 )
 
 const (
@@ -38,13 +40,22 @@ type node struct {
 	disk    *cachetiers.Disk
 	metrics *ops.Metrics
 	handler http.Handler
-	npm     bool // whether npm packages are served
+	npm     bool         // whether npm packages are served
+	trust   *trust.Trust // who other nodes are; nil: there are none
+	next    *peer.Group  // nodes behind; nil: none
+	peers   *peer.Group  // nodes beside, and this one; nil: none
+	tiers   http.Handler // for nodes in front; nil: none
 }
 
 // newNode opens what is in the data directory and wires it up. npmURL is the
 // registry of the npm upstream that has no url; noNPM says why there is none.
 func newNode(c *Config, data *dataDir, log *slog.Logger, npmURL string, noNPM error) (n *node, err error) {
 	n = &node{metrics: ops.NewMetrics(version)}
+	if c.meetsOthers() {
+		if n.trust, err = openTrust(c, log, n.metrics); err != nil {
+			return nil, err
+		}
+	}
 	agent := "weir/" + version
 	images, err := oci.NewUpstreams(c.ociRegistries(), oci.Options{Default: *c.OCI.Default, UserAgent: agent, Meter: n.metrics, Log: log})
 	if err != nil {
@@ -62,7 +73,11 @@ func newNode(c *Config, data *dataDir, log *slog.Logger, npmURL string, noNPM er
 	if err != nil {
 		return nil, err
 	}
-	blobs, err := n.newTiers(c, data, log, origin.Switch{oci.Space: images, npmSpace: packages})
+	behind, err := n.newBehind(c, log, origin.Switch{oci.Space: images, npmSpace: packages})
+	if err != nil {
+		return nil, err
+	}
+	blobs, bindings, err := n.newTiers(c, data, log, behind)
 	if err != nil {
 		return nil, err
 	}
@@ -73,29 +88,38 @@ func newNode(c *Config, data *dataDir, log *slog.Logger, npmURL string, noNPM er
 	n.service = &registry.Service{
 		Names:  n.names,
 		Blobs:  blobs,
-		Spaces: map[string]registry.Space{oci.Space: images.Space(), npmSpace: packages.Space()},
+		Spaces: map[string]registry.Space{oci.Space: n.asked(images.Space(), bindings), npmSpace: n.asked(packages.Space(), bindings)},
 		Guard:  guard,
 		Meter:  n.metrics,
 		Log:    log,
 	}
 	n.npm = len(registries) > 0
+	if c.Tiers != "" {
+		n.tiers = n.trust.Handler(peer.New(peer.Config{Service: n.service, Node: trust.NodeOf, Log: log}))
+	}
 	n.handler = n.routes(c, log, images, packages, noNPM)
 	return n, nil
 }
 
-// newTiers is where blobs are: in memory, on disk, behind.
-func (n *node) newTiers(c *Config, data *dataDir, log *slog.Logger, behind registry.Source) (_ registry.Store, err error) {
+// newTiers is where blobs are: in memory, on disk, behind; and whom to ask for
+// names.
+func (n *node) newTiers(c *Config, data *dataDir, log *slog.Logger, behind registry.Upstream) (registry.Store, registry.Upstream, error) {
+	var err error
 	n.disk, err = cachetiers.OpenDisk(data.file("cache"), cachetiers.DiskOptions{Limit: int64(c.Cache.Disk), Log: log})
 	if err != nil {
-		return nil, fmt.Errorf("cache on disk: %w", err)
+		return nil, nil, fmt.Errorf("cache on disk: %w", err)
 	}
 	memory := cachetiers.NewMemory(int64(c.Cache.Memory))
 	n.metrics.TierBytes("disk", n.disk.Bytes)
 	n.metrics.TierBytes("memory", memory.Bytes)
+	onDisk := cachetiers.Options{Name: "disk", Meter: n.metrics, Log: log}
+	far, bindings, err := n.newPeers(c, log, onDisk, cachetiers.NewTier(n.disk, behind, onDisk), behind)
+	if err != nil {
+		return nil, nil, err
+	}
 	small := min(inMemory, int64(c.Cache.Memory)/16)
-	far := cachetiers.NewTier(n.disk, behind, cachetiers.Options{Name: "disk", Meter: n.metrics, Log: log})
 	return cachetiers.NewTier(memory, far, cachetiers.Options{Name: "memory", Meter: n.metrics, Log: log,
-		Keep: func(w registry.Want) bool { return w.Size >= 0 && w.Size <= small }}), nil
+		Keep: func(w registry.Want) bool { return w.Size >= 0 && w.Size <= small }}), bindings, nil
 }
 
 // routes sends each request to its protocol by the beginning of its path,
@@ -162,4 +186,12 @@ func about(w http.ResponseWriter, r *http.Request) {
 }
 
 // Close writes out what is kept.
-func (n *node) Close() error { return errors.Join(n.names.Close(), n.disk.Close()) }
+func (n *node) Close() error {
+	var errs []error
+	for _, g := range []*peer.Group{n.next, n.peers} {
+		if g != nil {
+			errs = append(errs, g.Close())
+		}
+	}
+	return errors.Join(append(errs, n.names.Close(), n.disk.Close())...)
+}
