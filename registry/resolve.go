@@ -279,6 +279,9 @@ func (s *Service) keep(ctx context.Context, sp Space, p Policy, n Name, b Bindin
 		return Descriptor{}, false, err
 	}
 	d.MediaType = b.MediaType
+	if s.Kept != nil {
+		s.Kept(n, d)
+	}
 	b.Descriptor = d
 	err = s.listed(ctx, sp, p, n, b, io.NewSectionReader(stage, 0, size))
 	return d, err == nil, err

@@ -24,6 +24,9 @@ type Service struct {
 	Spaces map[string]Space
 	// Guard admits every call twice; it must be set.
 	Guard Guard
+	// Kept is told of each document that came with an upstream's answer, once
+	// it is stored. It must not wait. nil: nobody is told.
+	Kept  func(n Name, d Descriptor)
 	Meter Meter        // nil: nothing is counted
 	Log   *slog.Logger // nil: slog.Default()
 	// DeriveBytes bounds the documents being derived from at once, together

@@ -776,3 +776,41 @@ func TestUnknownSpace(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// TestKept: documents that an upstream gave are told of, once, by name.
+func TestKept(t *testing.T) {
+	f := newFixture()
+	f.up.docs[latest] = "one"
+	var kept []string
+	f.Kept = func(n registry.Name, d registry.Descriptor) { kept = append(kept, n.String()+" "+string(d.Digest)) }
+	f.get(t, latest)
+	f.get(t, latest)
+	if want := latest.String() + " " + string(digest.FromString("one")); len(kept) != 1 || kept[0] != want {
+		t.Errorf("%q, want %q", kept, want)
+	}
+}
+
+// TestFirm: a node in front gets no answer that is just past its time while a
+// client of this node does.
+func TestFirm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture()
+		f.up.docs[latest] = "one"
+		f.get(t, latest)
+		f.up.docs[latest] = "two"
+		<-time.After(90 * time.Second) // past its minute, within the next
+		c := registry.Call{Action: registry.Pull, Name: latest, Firm: true}
+		if b, _, err := f.Resolve(t.Context(), &c); err != nil || b.Digest != digest.FromString("two") {
+			t.Errorf("%v, %v", b.Digest, err)
+		}
+		f.up.docs[latest] = "three"
+		<-time.After(90 * time.Second)
+		c = registry.Call{Action: registry.Pull, Name: latest}
+		if b, via, err := f.Resolve(t.Context(), &c); err != nil || b.Digest != digest.FromString("two") || via.Stale == 0 {
+			t.Errorf("%v, %+v, %v", b.Digest, via, err)
+		}
+		if err := f.Drain(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
