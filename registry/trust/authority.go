@@ -162,14 +162,17 @@ func (a *authority) issue(name string, hosts []string, key any, issued time.Time
 		return nil, err
 	}
 	issued = issued.Truncate(time.Second)
-	end := issued.Add(nodeLife)
+	begin, end := issued.Add(-backdate), issued.Add(nodeLife)
+	if begin.Before(a.cert.NotBefore) {
+		begin = a.cert.NotBefore // the clock was set back: say so, by a certificate that is not valid yet
+	}
 	if end.After(a.cert.NotAfter) {
 		end = a.cert.NotAfter
 	}
 	template := &x509.Certificate{
 		SerialNumber:          serial,
 		Subject:               pkix.Name{CommonName: name},
-		NotBefore:             issued.Add(-backdate),
+		NotBefore:             begin,
 		NotAfter:              end,
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},

@@ -117,12 +117,12 @@ func answerJSON(w http.ResponseWriter, v any) {
 }
 
 // readBody reads a request for a certificate, bounded in size and time.
-func readBody(w http.ResponseWriter, r *http.Request) ([]byte, *refusal) {
+func (t *Trust) readBody(w http.ResponseWriter, r *http.Request) ([]byte, *refusal) {
 	if r.Method != http.MethodPost {
 		return nil, &refusal{http.StatusMethodNotAllowed, badRequest, "this is asked for by POST"}
 	}
 	// Where the deadline cannot be set the server's own has to do.
-	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(joinTime))
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(t.bodyTime))
 	text, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxJoin))
 	if err != nil {
 		return nil, &refusal{http.StatusBadRequest, badRequest, "the request is too large or did not arrive"}
@@ -185,7 +185,7 @@ func (t *Trust) serveJoin(w http.ResponseWriter, r *http.Request) {
 		t.turnAway(w, r, &refusal{http.StatusTooManyRequests, tooMany, "too many try to join at once; try again in some seconds"})
 		return
 	}
-	text, refused := readBody(w, r)
+	text, refused := t.readBody(w, r)
 	if refused != nil {
 		t.turnAway(w, r, refused)
 		return
@@ -320,7 +320,7 @@ func (n *nodesRecord) record(c *x509.Certificate, equal bool) {
 // serveRenew gives an admitted node its next certificate, for another key and
 // otherwise like the present one.
 func (t *Trust) serveRenew(w http.ResponseWriter, r *http.Request) {
-	text, refused := readBody(w, r)
+	text, refused := t.readBody(w, r)
 	if refused == nil && t.files != nil {
 		refused = refuse(unreadable, "this node's certificates come from elsewhere: it issues none")
 	}

@@ -79,6 +79,9 @@ func (t *Trust) Invite(o InviteOptions) (inv Invitation, err error) {
 		if err := t.reserved(own, o); err != nil {
 			return err
 		}
+		if !indexRevoked(nodes.Revoked).since(own.id, o.Name).Before(own.cert.NotAfter) {
+			return registry.Errorf(registry.ErrInvalid, "%s was an equal and has been revoked for good; choose another name", o.Name)
+		}
 		if host := hostOf(o.Address); !slices.Contains(own.record.Hosts, host) {
 			own.record.Hosts = append(own.record.Hosts, host)
 			if err := t.dir.write(caFile, own.record); err != nil {
@@ -148,8 +151,9 @@ type Revoked struct {
 	Serials []string `json:"serials"`
 	// Codes is how many join codes, not used yet, are void.
 	Codes int `json:"codes"`
-	// Equal says that the node has the authority's key: it can make itself
-	// certificates of any name, and only a new authority shuts it out.
+	// Equal says that the node has the authority's key. Its name is revoked for
+	// good, but it can make itself certificates of other names: only a new
+	// authority shuts out one that is bent on that.
 	Equal bool `json:"equal"`
 }
 
@@ -196,7 +200,7 @@ func (t *Trust) Revoke(name string, elsewhere bool) (out Revoked, err error) {
 		if !validName(name) {
 			return registry.Errorf(registry.ErrInvalid, "%q is not the name of a node", name)
 		}
-		if added := nodes.revoke(own.id, []revocation{{CA: own.id, Name: name, At: now.UTC().Truncate(time.Second)}}); len(added) == 0 && len(nodes.Revoked) >= maxRevoked {
+		if added := nodes.revoke(own, []revocation{{CA: own.id, Name: name, At: now.UTC().Truncate(time.Second)}}); len(added) == 0 && len(nodes.Revoked) >= maxRevoked {
 			return registry.Errorf(registry.ErrNoRoom, "%d revocations are kept, which is the most; a new authority is needed", maxRevoked)
 		}
 		return t.dir.write(nodesFile, nodes)
@@ -245,9 +249,11 @@ func (t *Trust) List() (Listing, error) {
 	if t.files != nil {
 		return Listing{}, errElsewhere
 	}
-	s, err := t.load()
-	if err != nil {
-		return Listing{}, err
+	s := &state{}
+	for _, name := range stateFiles {
+		if err := t.dir.load(name, s); err != nil {
+			return Listing{}, err
+		}
 	}
 	now := t.o.Now()
 	l := Listing{Nodes: []Node{}, Joined: []Node{}}

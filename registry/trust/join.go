@@ -221,7 +221,7 @@ func explain(err error, code Code) (explained error, final bool) {
 		return registry.Errorf(registry.ErrUnavailable, "%s lets nobody join", at), true
 	case errors.As(err, &answer):
 		return registry.Errorf(registry.ErrDenied, "%s refuses: %s", at, answer.Error()), true
-	case errors.As(err, &notTLS):
+	case errors.As(err, &notTLS) || errors.Is(err, http.ErrSchemeMismatch):
 		return registry.Errorf(registry.ErrUnavailable, "%s does not speak TLS: is that the port of its tiers address?", at), true
 	case errors.As(err, &dial) && dial.Op == "dial":
 		return registry.Errorf(registry.ErrUnavailable, "%s cannot be reached: %v. Does weir run there, with tiers in its configuration, and may this machine connect to it?", at, err), true
@@ -274,7 +274,7 @@ func (d directory) keepAuthority(answer joinAnswer, address string) error {
 	if err != nil {
 		return err
 	}
-	nodes.revoke(a.id, answer.Revoked)
+	nodes.revoke(a, answer.Revoked)
 	if err := d.write(nodesFile, nodes); err != nil {
 		return err
 	}

@@ -72,9 +72,10 @@ func (x revokedIndex) since(ca, name string) time.Time {
 
 // revoke adds what is not there yet and does what belongs to it: codes for a
 // revoked name are void, and certificates that this node has issued to it are
-// revoked by their serial numbers too, whatever its clock said when it did. It
-// reports what it has added.
-func (n *nodesRecord) revoke(own string, list []revocation) (added []revocation) {
+// revoked by their serial numbers too, whatever its clock said when it did. An
+// equal issues its certificates itself, so its name is revoked for as long as
+// the authority lives. own may be nil. What was added is returned.
+func (n *nodesRecord) revoke(own *authority, list []revocation) (added []revocation) {
 	have := map[revocation]bool{}
 	for _, r := range n.Revoked {
 		have[r.key()] = true
@@ -89,7 +90,7 @@ func (n *nodesRecord) revoke(own string, list []revocation) (added []revocation)
 	for _, r := range list {
 		before := len(added)
 		add(r)
-		if len(added) == before || r.Serial != "" || r.CA != own {
+		if len(added) == before || r.Serial != "" || own == nil || r.CA != own.id {
 			continue
 		}
 		for i := range n.Invites {
@@ -100,6 +101,9 @@ func (n *nodesRecord) revoke(own string, list []revocation) (added []revocation)
 		for _, node := range n.Nodes {
 			if node.Name == r.Name {
 				add(revocation{CA: r.CA, Serial: node.Serial, Name: r.Name, At: r.At})
+				if node.Equal {
+					add(revocation{CA: r.CA, Name: r.Name, At: own.cert.NotAfter.UTC()})
+				}
 			}
 		}
 	}

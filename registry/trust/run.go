@@ -239,15 +239,11 @@ func (t *Trust) merge(list []revocation, from string) error {
 		if err != nil {
 			return err
 		}
-		id := ""
-		if own != nil {
-			id = own.id
-		}
 		nodes, err := t.dir.readNodes(own != nil)
 		if err != nil {
 			return err
 		}
-		added := nodes.revoke(id, list)
+		added := nodes.revoke(own, list)
 		if len(added) == 0 {
 			return nil
 		}

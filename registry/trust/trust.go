@@ -64,7 +64,7 @@ type Trust struct {
 
 	mu     sync.Mutex // held while files are read again
 	stamps [3]stamp   // of what state was read from; guarded by mu
-	bad    string     // the error last logged; guarded by mu
+	bad    [3]string  // the errors last logged, by file; guarded by mu
 	state  atomic.Pointer[state]
 
 	selfMu sync.Mutex
@@ -84,6 +84,7 @@ type Trust struct {
 	renewals map[string]*renewal // by authority; the renewing goroutine's
 	deaf     map[string]bool     // addresses whose revocations are not heard; the polling goroutine's
 	tick     time.Duration       // how often Run looks
+	bodyTime time.Duration       // how long a request for a certificate may take to arrive
 }
 
 // state is what is in the files. It is never changed, only replaced.
@@ -125,7 +126,7 @@ func Open(o Options) (*Trust, error) {
 	}
 	t := &Trust{o: o, dir: directory(o.Dir), seen: map[string]time.Time{}, vouches: map[[sha256.Size]byte]vouch{},
 		joins: rate.NewLimiter(joinRate, joinBurst), warnings: rate.NewLimiter(warnRate, warnBurst),
-		renewals: map[string]*renewal{}, deaf: map[string]bool{}, tick: time.Second}
+		renewals: map[string]*renewal{}, deaf: map[string]bool{}, tick: time.Second, bodyTime: joinTime}
 	for _, h := range append(slices.Clone(o.Hosts), "localhost", "127.0.0.1", "::1") {
 		clean, ok := cleanHost(h)
 		if !ok {
@@ -157,47 +158,62 @@ func Open(o Options) (*Trust, error) {
 			return nil, err
 		}
 	}
-	stamps, err := t.stampsNow()
-	if err != nil {
-		return nil, err
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := &state{}
+	for i := range stateFiles {
+		if err := t.reload(i, s); err != nil {
+			return nil, err
+		}
 	}
-	s, err := t.load()
-	if err != nil {
-		return nil, err
-	}
-	t.stamps = stamps
 	t.state.Store(s)
 	t.readSeen()
 	return t, nil
 }
 
-// stampsNow looks at the files that state is made of.
-func (t *Trust) stampsNow() (stamps [3]stamp, err error) {
-	for i, name := range []string{caFile, nodesFile, joinedFile} {
-		if stamps[i], err = stampOf(t.dir.path(name)); err != nil {
-			return stamps, err
-		}
+// stateFiles are the files that state is made of, in the order they are read.
+var stateFiles = [...]string{caFile, nodesFile, joinedFile}
+
+// reload reads one of stateFiles into s. mu is held. The stamp is taken before
+// the file is read: a change in between is read twice.
+func (t *Trust) reload(i int, s *state) error {
+	now, err := stampOf(t.dir.path(stateFiles[i]))
+	if err == nil {
+		err = t.dir.load(stateFiles[i], s)
 	}
-	return stamps, nil
+	if err == nil {
+		t.stamps[i] = now
+	}
+	return err
 }
 
-// load reads the files.
-func (t *Trust) load() (*state, error) {
-	s := &state{}
-	var err error
-	if s.own, err = t.dir.readAuthority(); err != nil {
-		return nil, err
+// load reads one of stateFiles into s, or leaves s as it is.
+func (d directory) load(name string, s *state) error {
+	switch name {
+	case caFile:
+		own, err := d.readAuthority()
+		if err != nil {
+			return err
+		}
+		s.own, s.ownPool = own, nil
+		if own != nil {
+			s.ownPool = x509.NewCertPool()
+			s.ownPool.AddCert(own.cert)
+		}
+	case nodesFile:
+		nodes, err := d.readNodes(s.own != nil)
+		if err != nil {
+			return err
+		}
+		s.nodes, s.revoked = nodes, indexRevoked(nodes.Revoked)
+	default:
+		joined, err := d.readJoined()
+		if err != nil {
+			return err
+		}
+		s.joined = joined
 	}
-	if s.own != nil {
-		s.ownPool = x509.NewCertPool()
-		s.ownPool.AddCert(s.own.cert)
-	}
-	if s.nodes, err = t.dir.readNodes(s.own != nil); err != nil {
-		return nil, err
-	}
-	s.revoked = indexRevoked(s.nodes.Revoked)
-	s.joined, err = t.dir.readJoined()
-	return s, err
+	return nil
 }
 
 // readJoined is joined.json.
@@ -258,27 +274,33 @@ func (t *Trust) current() *state {
 	return t.state.Load()
 }
 
-// refresh reads the files again if they have changed. mu is held. The stamps
-// are taken before the files are read: a change in between is read twice.
+// refresh reads those files again that have changed. mu is held. Of one that
+// cannot be read what was read last goes on to count, and the others count as
+// they are: damage of one must not hide a revocation in another.
 func (t *Trust) refresh() {
-	stamps, err := t.stampsNow()
-	if err == nil && stamps == t.stamps {
-		return
-	}
-	var s *state
-	if err == nil {
-		s, err = t.load()
-	}
-	if err != nil {
-		if text := err.Error(); text != t.bad {
-			t.bad = text
-			t.o.Log.Error("who may connect is not known any more; what was read last still counts", "err", err)
-			t.o.Meter.Event("trust damaged", "files")
+	s := *t.state.Load()
+	changed := false
+	for i, name := range stateFiles {
+		now, err := stampOf(t.dir.path(name))
+		if err == nil && now == t.stamps[i] {
+			continue
 		}
-		return
+		if err == nil {
+			err = t.reload(i, &s)
+		}
+		if err == nil {
+			t.bad[i], changed = "", true
+			continue
+		}
+		if text := err.Error(); text != t.bad[i] {
+			t.bad[i] = text
+			t.o.Log.Error("who may connect is not known any more; what was read last still counts", "err", err)
+			t.o.Meter.Event("trust damaged", name)
+		}
 	}
-	t.bad, t.stamps = "", stamps
-	t.state.Store(s)
+	if changed {
+		t.state.Store(&s)
+	}
 }
 
 // change changes the files and sees to it that this Trust knows.
