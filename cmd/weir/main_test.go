@@ -77,7 +77,8 @@ func TestUsage(t *testing.T) {
 }
 
 func TestHelp(t *testing.T) {
-	for _, args := range [][]string{{}, {"--help"}, {"serve", "--help"}, {"config"}, {"config", "check", "--help"}, {"config", "show", "--help"}, {"version", "--help"}} {
+	for _, args := range [][]string{{}, {"--help"}, {"serve", "--help"}, {"config"}, {"config", "check", "--help"}, {"config", "show", "--help"}, {"version", "--help"},
+		{"tiers"}, {"tiers", "invite", "--help"}, {"tiers", "join", "--help"}, {"tiers", "ls", "--help"}, {"tiers", "revoke", "--help"}} {
 		code, stdout, stderr := try(args...)
 		if code != 0 || stderr != "" || !strings.Contains(stdout, "Usage:") || !strings.Contains(stdout, "Examples:\n  weir ") {
 			t.Errorf("weir %q: %d %q %q", args, code, stdout, stderr)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -36,11 +37,17 @@ func (f *tiersFlags) read() (*Config, error) {
 	return c, err
 }
 
+// errElsewhere is why there is nothing to invite, join or revoke.
+var errElsewhere = errors.New("this node's certificates come from elsewhere (tls in its configuration): whoever issues them says which nodes may connect")
+
 // edit is read, and the files.
 func (f *tiersFlags) edit(stderr io.Writer) (*Config, *trust.Trust, error) {
 	c, err := f.read()
 	if err != nil {
 		return nil, nil, err
+	}
+	if c.TLS.given() {
+		return nil, nil, errElsewhere
 	}
 	t, err := editTrust(c, slog.New(slog.NewTextHandler(stderr, nil)))
 	return c, t, err
@@ -149,21 +156,23 @@ func tiersJoinCommand() *cobra.Command {
 			"for it, and says what to add to the configuration. The node behind must be running;\n" +
 			"it is known by the fingerprint in the code, whatever this machine trusts otherwise.",
 		Example: "  weir tiers join weir1_AAAA… -c weir.yaml\n  weir tiers join weir1_AAAA… --data /var/lib/weir",
-		Args:    oneArg("CODE"),
+		Args: func(cmd *cobra.Command, args []string) error {
+			return oneArg("CODE")(cmd, args[:min(len(args), 1)]) // a code that was broken into lines is still one
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := f.read()
 			if err != nil {
 				return err
 			}
 			if c.TLS.given() {
-				return fmt.Errorf("this node's certificates come from elsewhere (tls in its configuration): it needs no join code, or no tls")
+				return errElsewhere
 			}
 			if f.address == "" {
 				f.address = c.tierAddress()
 			}
 			ctx, cancel := untilSignal(cmd.Context())
 			defer cancel()
-			joined, err := trust.Join(ctx, trust.JoinOptions{Dir: c.tiersDir(), Code: args[0], Hosts: f.hosts, Address: f.address})
+			joined, err := trust.Join(ctx, trust.JoinOptions{Dir: c.tiersDir(), Code: strings.Join(args, ""), Hosts: f.hosts, Address: f.address})
 			if err != nil {
 				return err
 			}
@@ -297,7 +306,7 @@ func tiersRevokeCommand() *cobra.Command {
 }
 
 func printRevoked(w io.Writer, r trust.Revoked) error {
-	fmt.Fprintf(w, "%s is cut off: %d certificates and %d unused join codes count no more.\n", r.Name, len(r.Serials), r.Codes)
+	fmt.Fprintf(w, "%s is cut off. What counts no more: certificates: %d, unused join codes: %d\n", r.Name, len(r.Serials), r.Codes)
 	for _, s := range r.Serials {
 		fmt.Fprintf(w, "  certificate %s\n", short(s))
 	}
