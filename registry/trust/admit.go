@@ -235,7 +235,7 @@ func (t *Trust) refused(r *refusal, remote, name string) {
 	}
 	args := []any{"reason", r.reason, "text", r.text, "addr", remote}
 	if name != "" {
-		args = append(args, "node", name) // what the certificate says, which may be a lie
+		args = append(args, "node", printable(name)) // what the certificate says, which may be a lie
 	}
 	if n := t.muted.Swap(0); n > 0 {
 		args = append(args, "left_out", n)

@@ -92,7 +92,7 @@ func FuzzParseCode(f *testing.F) {
 }
 
 func FuzzParseJoin(f *testing.F) {
-	_, csr, err := newRequest()
+	own, csr, err := newRequest()
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -105,6 +105,9 @@ func FuzzParseJoin(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text []byte) {
 		if key, err := parseRenew(text); err == nil && (key == nil || key.Curve != elliptic.P256()) {
 			t.Fatal("renewed for", key)
+		}
+		if _, m, err := checkJoined(text, someCode(), own, time.Unix(1e9, 0)); err == nil {
+			t.Fatal("an answer of nobody was taken", m)
 		}
 		req, key, err := parseJoin(text)
 		if err != nil {

@@ -150,11 +150,7 @@ func Open(o Options) (*Trust, error) {
 		return t, nil
 	}
 	if o.Listen {
-		err := t.dir.change(func() error {
-			_, err := t.dir.ensureAuthority(o.Now())
-			return err
-		})
-		if err != nil {
+		if err := t.needAuthority(); err != nil {
 			return nil, err
 		}
 	}
@@ -169,6 +165,18 @@ func Open(o Options) (*Trust, error) {
 	t.state.Store(s)
 	t.readSeen()
 	return t, nil
+}
+
+// needAuthority makes one if there is none. If there is, nothing is written: a
+// disk that can only be read is no reason not to start.
+func (t *Trust) needAuthority() error {
+	if own, err := t.dir.readAuthority(); err != nil || own != nil {
+		return err
+	}
+	return t.dir.change(func() error {
+		_, err := t.dir.ensureAuthority(t.o.Now())
+		return err
+	})
 }
 
 // stateFiles are the files that state is made of, in the order they are read.
