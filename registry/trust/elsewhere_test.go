@@ -62,6 +62,10 @@ func TestCertificatesFromElsewhere(t *testing.T) {
 	shield := listen(t, clock, func(o *Options) { o.Files = shieldFiles })
 	edge := newNode(t, clock, func(o *Options) { o.Files = given(t, edgeDir, ca, "edge1") })
 	edge.wantHello(t, shield, "edge1")
+	first, err := tls.LoadX509KeyPair(filepath.Join(edgeDir, "cert.pem"), filepath.Join(edgeDir, "key.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	if _, err := os.Stat(shield.dir); err == nil {
 		t.Error("files were made")
 	}
@@ -109,9 +113,11 @@ func TestCertificatesFromElsewhere(t *testing.T) {
 	if _, err := Open(Options{Files: Files{Cert: shieldFiles.Cert, Key: given(t, stray, other, "x").Key, CA: shieldFiles.CA}}); err == nil {
 		t.Error("a key that does not belong was taken")
 	}
-	stranger := made(t, ca, func(*x509.Certificate) {})
-	if code, _, err := fetch(as(stranger), "GET", shield.url(), nil); err == nil {
-		t.Errorf("%d for the authority that counts no more", code)
+	// Nor does an authority count that did, for those it had vouched for.
+	for _, stranger := range []tls.Certificate{made(t, ca, func(*x509.Certificate) {}), first} {
+		if code, _, err := fetch(as(stranger), "GET", shield.url(), nil); err == nil {
+			t.Errorf("%d for the authority that counts no more", code)
+		}
 	}
 	clock.add(31 * 24 * time.Hour)
 	pair, err := tls.LoadX509KeyPair(filepath.Join(edgeDir, "cert.pem"), filepath.Join(edgeDir, "key.pem"))
