@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what the tests need and this machine lacks: real clients (docker,
 # containerd, podman, skopeo, crane; pnpm, yarn 1, yarn berry, bun), a real
-# registry, and nginx to compare with. Meant for Debian 12 with Go and Node
+# registry, servers of buckets (versitygw, fake-gcs-server), and nginx to compare with. Meant for Debian 12 with Go and Node
 # installed. What is there already is left alone, so running it again costs a
 # fraction of a second. Go and npm tools go under .tools/ in the repository.
 set -eu
@@ -12,6 +12,8 @@ PNPM=10.34.8
 YARN=1.22.22
 BERRY=4.18.1
 BUN=1.4.5
+VERSITYGW=v1.8.0
+FAKEGCS=v1.56.1
 
 cd "$(dirname "$0")/.."
 tools=$PWD/.tools
@@ -77,7 +79,7 @@ if test -n "$missing"; then
 	test -z "${made_policy:-}" || rm -f "$policy"
 fi
 
-# --- Go: the registry behind weir, and one more client -----------------------
+# --- Go: the registry and the buckets behind weir, and one more client -----------------------
 # GOFLAGS is cleared: a -mod or -race meant for weir must not reach them.
 go_tool() { # binary, package@version
 	stamped "$1" "$2" && test -x "$tools/bin/$1" && return
@@ -87,6 +89,8 @@ go_tool() { # binary, package@version
 }
 go_tool crane "github.com/google/go-containerregistry/cmd/crane@$CRANE"
 go_tool registry "github.com/distribution/distribution/v3/cmd/registry@$DISTRIBUTION"
+go_tool versitygw "github.com/versity/versitygw/cmd/versitygw@$VERSITYGW"
+go_tool fake-gcs-server "github.com/fsouza/fake-gcs-server@$FAKEGCS"
 
 # --- npm: the other package managers -----------------------------------------
 npm_tools() { # directory under .tools, packages
@@ -109,7 +113,7 @@ ln -sf ../berry/node_modules/@yarnpkg/cli-dist/bin/yarn.js "$tools/bin/yarn-berr
 for tool in dockerd docker containerd ctr podman skopeo nginx ip; do
 	have "$tool" || fail "$tool is still missing after installing"
 done
-for tool in bin/crane bin/registry bin/yarn-berry npm/node_modules/.bin/pnpm npm/node_modules/.bin/yarn npm/node_modules/.bin/bun; do
+for tool in bin/crane bin/registry bin/versitygw bin/fake-gcs-server bin/yarn-berry npm/node_modules/.bin/pnpm npm/node_modules/.bin/yarn npm/node_modules/.bin/bun; do
 	test -x "$tools/$tool" || fail "$tool is still missing: remove $tools and try again"
 done
 say "the tools for the tests are there"

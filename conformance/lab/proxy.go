@@ -59,6 +59,11 @@ type Fault struct {
 	// without asking upstream; 0 asks.
 	Status int
 	Header http.Header
+	// Body is that error body; "": one as registries write it, in JSON.
+	Body string
+	// Lost asks upstream and cuts the connection instead of answering: it
+	// happened, and whoever asked is not told.
+	Lost bool
 	// Hang never answers, not even a header.
 	Hang bool
 
@@ -216,6 +221,10 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer resp.Body.Close()
+	if fault.Lost {
+		io.Copy(io.Discard, resp.Body)
+		panic(http.ErrAbortHandler)
+	}
 	for k, v := range resp.Header {
 		w.Header()[k] = v
 	}
@@ -258,13 +267,17 @@ func (p *Proxy) note(change func()) {
 }
 
 func (p *Proxy) refuse(w http.ResponseWriter, f Fault, seen *Seen) {
+	kind, body := "application/json", `{"errors":[{"code":"UNKNOWN","message":"injected"}]}`
+	if f.Body != "" {
+		kind, body = http.DetectContentType([]byte(f.Body)), f.Body
+	}
+	w.Header().Set("Content-Type", kind)
 	for k, v := range f.Header {
 		w.Header()[k] = v
 	}
-	w.Header().Set("Content-Type", "application/json")
 	p.note(func() { seen.Status = f.Status })
 	w.WriteHeader(f.Status)
-	n, _ := io.WriteString(w, `{"errors":[{"code":"UNKNOWN","message":"injected"}]}`)
+	n, _ := io.WriteString(w, body)
 	p.note(func() { seen.Bytes = int64(n) })
 }
 
