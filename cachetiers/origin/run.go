@@ -104,4 +104,4 @@ func (b *run) Descriptor() registry.Descriptor { return b.desc }
 func (b *run) Span() (int64, int64) { return b.offset, b.length }
 
 // Via implements registry.Blob.
-func (b *run) Via() registry.Via { return registry.Via{Fwd: "miss", Detail: "origin"} }
+func (b *run) Via() registry.Via { return registry.Via{Fwd: "miss", Detail: originDetail} }
