@@ -25,6 +25,9 @@ type Address struct {
 // that are known. Its errors are for the one who wrote the configuration.
 func ParseAddress(text, scheme string, known ...string) (Address, error) {
 	u, err := url.Parse(text)
+	if at := strings.LastIndex(text, "@"); at >= 0 {
+		text = "…" + text[at:] // errors are logged, and what is before may be a secret
+	}
 	if err != nil {
 		return Address{}, fmt.Errorf("%q is not an address: %w", text, cause(err))
 	}

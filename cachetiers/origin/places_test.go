@@ -90,7 +90,7 @@ func s3Place(t *testing.T) place {
 	prefix := &prefixes{}
 	at := func(t *testing.T, bucket string) origin.Bucket {
 		t.Helper()
-		b, err := s3.Open(context.Background(), "s3://"+bucket+"/"+prefix.next()+"?endpoint="+proxy.URL, s3.Options{Part: 5 << 20})
+		b, err := s3.Open(context.Background(), "s3://"+bucket+"/"+prefix.next()+"?endpoint="+proxy.URL, s3.Options{Part: 5 << 20, Backoff: 20 * time.Millisecond})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -129,7 +129,7 @@ func gcsPlace(t *testing.T) place {
 	prefix := &prefixes{}
 	at := func(t *testing.T, bucket string) origin.Bucket {
 		t.Helper()
-		b, err := gcs.Open(context.Background(), "gs://"+bucket+"/"+prefix.next()+"?endpoint="+proxy.URL+"/storage/v1/", gcs.Options{Chunk: 1 << 20})
+		b, err := gcs.Open(context.Background(), "gs://"+bucket+"/"+prefix.next()+"?endpoint="+proxy.URL+"/storage/v1/", gcs.Options{Chunk: 1 << 20, Backoff: 20 * time.Millisecond})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -160,7 +160,7 @@ func waitFor(t *testing.T, server *lab.Process, addr string) {
 	})
 }
 
-// newStore is a store in b with short time limits.
+// newStore is a store in b.
 func newStore(t *testing.T, b origin.Bucket) *origin.Store {
 	t.Helper()
 	s, err := origin.NewStore(b, origin.StoreOptions{Spool: t.TempDir()})

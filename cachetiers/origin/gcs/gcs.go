@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"cloud.google.com/go/storage"
@@ -25,8 +26,6 @@ const (
 	Scheme = "gs"
 	// attempts is how often the library asks in all.
 	attempts = 3
-	// backoff is the longest pause in between.
-	backoff = 2 * time.Second
 	// chunkRetry is for how long the library tries to send one chunk.
 	chunkRetry = 30 * time.Second
 )
@@ -36,6 +35,8 @@ type Options struct {
 	// Chunk is how many bytes of an object are sent at once, a multiple of
 	// 256 KiB; each Put has so much memory. 0: 8 MiB.
 	Chunk int
+	// Backoff is the longest pause between the library's attempts; 0: 2 s.
+	Backoff time.Duration
 }
 
 // A Bucket is an origin.Bucket in Google Cloud Storage. A Get is one request
@@ -87,6 +88,9 @@ func Open(ctx context.Context, address string, o Options) (*Bucket, error) {
 	if o.Chunk <= 0 {
 		o.Chunk = 8 << 20
 	}
+	if o.Backoff <= 0 {
+		o.Backoff = 2 * time.Second
+	}
 	b := &Bucket{transport: origin.NewTransport(), addr: a, o: o}
 	auth := []option.ClientOption{option.WithScopes(storage.ScopeReadWrite)}
 	plain := strings.HasPrefix(endpoint, "http://")
@@ -108,7 +112,7 @@ func Open(ctx context.Context, address string, o Options) (*Bucket, error) {
 		return nil, fmt.Errorf("%s: %w", b, err)
 	}
 	b.client.SetRetry(storage.WithMaxAttempts(attempts),
-		storage.WithBackoff(gax.Backoff{Initial: 100 * time.Millisecond, Max: backoff, Multiplier: 2}))
+		storage.WithBackoff(gax.Backoff{Initial: min(100*time.Millisecond, o.Backoff), Max: o.Backoff, Multiplier: 2}))
 	b.handle = b.client.Bucket(a.Bucket)
 	return b, nil
 }
@@ -196,7 +200,13 @@ func taken(err error) bool {
 func (b *Bucket) write(ctx context.Context, o *storage.ObjectHandle, content io.ReaderAt, size int64) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	w := o.NewWriter(ctx)
+	// For writes the library counts no attempts: without this it would go on
+	// until ctx ends, and then not tell why.
+	var failed atomic.Int32 // since there was progress
+	w := o.Retryer(storage.WithErrorFunc(func(err error) bool {
+		return worthwhile(err) && failed.Add(1) < attempts
+	})).NewWriter(ctx)
+	w.ProgressFunc = func(int64) { failed.Store(0) }
 	w.ChunkSize, w.ChunkRetryDeadline, w.ContentType = b.o.Chunk, chunkRetry, "application/octet-stream"
 	n, err := io.Copy(w, io.NewSectionReader(content, 0, size))
 	if err == nil && n != size {
@@ -210,6 +220,12 @@ func (b *Bucket) write(ctx context.Context, o *storage.ObjectHandle, content io.
 		return err
 	}
 	return w.Close()
+}
+
+// worthwhile reports whether asking again may help; a full bucket stays full.
+func worthwhile(err error) bool {
+	var api *googleapi.Error
+	return storage.ShouldRetry(err) && !(errors.As(err, &api) && api.Code == http.StatusInsufficientStorage)
 }
 
 // trouble is err as a failure of one of registry's kinds.

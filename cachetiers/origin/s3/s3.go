@@ -27,8 +27,6 @@ const (
 	Scheme = "s3"
 	// attempts is how often the library asks in all.
 	attempts = 3
-	// backoff is the longest pause in between.
-	backoff = 2 * time.Second
 	// region is where a server of one's own is said to be.
 	region = "us-east-1"
 )
@@ -40,6 +38,8 @@ type Options struct {
 	Part int64
 	// Streams is how many parts of an object are put at once; 0: 4.
 	Streams int
+	// Backoff is the longest pause between the library's attempts; 0: 2 s.
+	Backoff time.Duration
 }
 
 // A Bucket is an origin.Bucket in S3. A Get is one request on a connection of
@@ -108,6 +108,9 @@ func Open(ctx context.Context, address string, o Options) (*Bucket, error) {
 	if o.Streams <= 0 {
 		o.Streams = 4
 	}
+	if o.Backoff <= 0 {
+		o.Backoff = 2 * time.Second
+	}
 	b := &Bucket{addr: where.Address, o: o}
 	load := []func(*config.LoadOptions) error{
 		// The library's own, which knows AWS_CA_BUNDLE.
@@ -116,7 +119,7 @@ func Open(ctx context.Context, address string, o Options) (*Bucket, error) {
 		config.WithRequestChecksumCalculation(aws.RequestChecksumCalculationWhenRequired),
 		config.WithResponseChecksumValidation(aws.ResponseChecksumValidationWhenRequired),
 		config.WithRetryer(func() aws.Retryer {
-			return retry.NewStandard(func(o *retry.StandardOptions) { o.MaxAttempts, o.MaxBackoff = attempts, backoff })
+			return retry.NewStandard(func(r *retry.StandardOptions) { r.MaxAttempts, r.MaxBackoff = attempts, o.Backoff })
 		}),
 	}
 	if where.region != "" {
