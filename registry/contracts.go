@@ -126,6 +126,9 @@ type Question struct {
 	// time; zero leaves it to whoever answers. It matters only to an Upstream
 	// that is a cache itself.
 	Since time.Time
+	// Background reports that nobody waits for the answer, so that an Upstream
+	// under load may let it wait, or refuse it, before others.
+	Background bool
 }
 
 // A Widener is a Blob whose Source may have given more than the run it was

@@ -21,6 +21,15 @@ type Meter interface {
 	Event(what, who string)
 }
 
+// A Watcher is a Meter that looks for itself how things are, too. It is told
+// once for each upstream, by a name that need not be the only one, how to find
+// out how many requests wait to be sent to it and how many are open. counts
+// must not block and may be called from any goroutine.
+type Watcher interface {
+	Meter
+	WatchUpstream(upstream string, counts func() (waiting, active int))
+}
+
 // NoMeter is a Meter that forgets.
 type NoMeter struct{}
 

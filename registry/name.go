@@ -124,6 +124,9 @@ type Want struct {
 	// Ahead reports that the asker will want the rest of the blob too, in other
 	// Wants: a Source that fills may go ahead.
 	Ahead bool
+	// Background reports that no client waits for the bytes, so that an
+	// upstream under load may let them wait, or refuse them, before others.
+	Background bool
 }
 
 // Whole is the Want for all bytes of what a binding stands for.

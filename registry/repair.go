@@ -33,7 +33,9 @@ func (s *Service) Repair(ctx context.Context, damaged []digest.Digest) (repaired
 			if err != nil || !missing[b.Digest] {
 				continue // gone since it was listed, or sound
 			}
-			if err := s.fetch(ctx, Whole(n, b)); err != nil {
+			w := Whole(n, b)
+			w.Background = true
+			if err := s.fetch(ctx, w); err != nil {
 				s.Log.Warn("repair", "name", n.String(), "digest", b.Digest, "err", err)
 				continue // another name may lead to it
 			}

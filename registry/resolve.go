@@ -60,7 +60,7 @@ func (s *Service) known(ctx context.Context, sp Space, p Policy, c *Call, b Bind
 	}
 	wait, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	fresh, collapsed, err := s.ask(wait, sp, p, Question{c.Name, b, c.Since}, false)
+	fresh, collapsed, err := s.ask(wait, sp, p, Question{Name: c.Name, Have: b, Since: c.Since}, false)
 	switch {
 	case err == nil && !fresh.Fresh.IsZero() && fresh.Fresh.Before(now):
 		return s.old(p, c, fresh, now.Sub(fresh.Fresh), staleBehind())
@@ -99,7 +99,7 @@ func (s *Service) first(ctx context.Context, sp Space, p Policy, c *Call, kept B
 	have.Rev = kept.Rev
 	wait, cancel := context.WithTimeout(ctx, p.Wait)
 	defer cancel()
-	b, collapsed, err := s.ask(wait, sp, p, Question{c.Name, have, c.Since}, false)
+	b, collapsed, err := s.ask(wait, sp, p, Question{Name: c.Name, Have: have, Since: c.Since}, false)
 	via := Via{Fwd: "miss", Detail: "upstream", Collapsed: collapsed}
 	if err == nil && !b.Fresh.IsZero() && b.Fresh.Before(time.Now()) {
 		via.Stale, via.Warning = time.Since(b.Fresh), "served from cache: "+Public(staleBehind())
@@ -118,7 +118,7 @@ func (s *Service) background(ctx context.Context, sp Space, p Policy, n Name, b 
 		defer s.spare.Release(1)
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askLimit)
 		defer cancel()
-		if _, _, err := s.ask(ctx, sp, p, Question{Name: n, Have: b}, false); err != nil {
+		if _, _, err := s.ask(ctx, sp, p, Question{Name: n, Have: b, Background: true}, false); err != nil {
 			s.Log.Warn("revalidate in the background", "name", n.String(), "err", err)
 		}
 	}()
