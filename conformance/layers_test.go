@@ -57,6 +57,7 @@ var leaves = map[string][]string{
 	"github.com/Azure/":                   {},
 	"go.etcd.io/bbolt":                    {"registry/names"},
 	"github.com/maypok86/otter":           {"cachetiers"},
+	"github.com/failsafe-go/":             {"registry/outbound"},
 	"github.com/prometheus/":              {"registry/ops"},
 	"github.com/spf13/":                   {"cmd/weir"},
 	"github.com/goccy/go-yaml":            {"cmd/weir"},

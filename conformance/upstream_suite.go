@@ -171,9 +171,10 @@ func resolveMissing(t *testing.T, f UpstreamFixture) {
 }
 
 // failuresAreTruthful: whatever goes wrong keeps its kind, and never becomes
-// "there is no such thing".
+// "there is no such thing". Being limited comes last, since an Upstream may
+// leave its authority alone for the time that was named.
 func failuresAreTruthful(t *testing.T, f UpstreamFixture) {
-	for _, kind := range []error{registry.ErrUnauthenticated, registry.ErrDenied, registry.ErrLimited, registry.ErrUnavailable} {
+	for _, kind := range []error{registry.ErrUnauthenticated, registry.ErrDenied, registry.ErrUnavailable, registry.ErrLimited} {
 		f.Fail(kind)
 		for _, name := range []registry.Name{f.Name, f.Missing} {
 			_, doc, err := f.Upstream.Resolve(context.Background(), registry.Question{Name: name})

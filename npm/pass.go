@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/weir-registry/weir/registry"
+	"github.com/weir-registry/weir/registry/outbound"
 	"github.com/weir-registry/weir/registry/reply"
 )
 
@@ -55,7 +56,7 @@ func (u *Upstreams) pass(ctx context.Context, method, path, query string, h http
 	if body != nil {
 		req.Body, req.ContentLength = io.NopCloser(body), size
 	}
-	resp, err := u.home.client.Do(ctx, req)
+	resp, err := u.home.client.Do(ctx, req, outbound.Load{})
 	if err != nil {
 		return nil, err
 	}

@@ -25,10 +25,10 @@ func (u *Upstreams) Resolve(ctx context.Context, q registry.Question) (registry.
 	if !isDocument(n) {
 		return registry.Binding{}, nil, registry.Errorf(registry.ErrNotFound, "%v follows from its packument", n)
 	}
-	return up.resolve(ctx, n, have)
+	return up.resolve(ctx, n, have, outbound.Load{Background: q.Background})
 }
 
-func (up *upstream) resolve(ctx context.Context, n registry.Name, have registry.Binding) (registry.Binding, io.ReadCloser, error) {
+func (up *upstream) resolve(ctx context.Context, n registry.Name, have registry.Binding, load outbound.Load) (registry.Binding, io.ReadCloser, error) {
 	path := escapeName(n.Repo)
 	if spec, ok := strings.CutPrefix(n.Ref, attestationsPath); ok {
 		path = attestationsPath + strings.ReplaceAll(url.PathEscape(spec), "%2F", "%2f")
@@ -47,7 +47,7 @@ func (up *upstream) resolve(ctx context.Context, n registry.Name, have registry.
 	if known {
 		req.Header.Set("If-None-Match", have.Validator)
 	}
-	resp, err := up.client.Do(ctx, req)
+	resp, err := up.client.Do(ctx, req, load)
 	if err != nil {
 		return registry.Binding{}, nil, err
 	}
@@ -111,7 +111,7 @@ func (u *Upstreams) Open(ctx context.Context, w registry.Want) (registry.Blob, e
 	if r := outbound.RangeOf(w); r != "" && method == http.MethodGet {
 		req.Header.Set("Range", r)
 	}
-	resp, err := up.client.Do(ctx, req)
+	resp, err := up.client.Do(ctx, req, outbound.LoadOf(w, true))
 	if err != nil {
 		return nil, err
 	}

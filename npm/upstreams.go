@@ -36,6 +36,9 @@ type Registry struct {
 	// "127.0.0.2:*", "*.example.com". Redirects are those that answers may
 	// redirect to although they resolve to addresses that are not public.
 	Tarballs, Redirects []string
+	// Connections is how many requests may be open at it at once, and how many
+	// connections to a host; 0: 64.
+	Connections int
 }
 
 // Options are what all upstreams share. The zero value is right.
@@ -191,7 +194,7 @@ func newUpstream(r Registry, o Options) (*upstream, error) {
 		return nil, invalid("it has a token and a username: which of them is meant?")
 	}
 	client, err := outbound.New(outbound.Options{Name: r.Name, Base: base, Redirects: append(r.Redirects[:len(r.Redirects):len(r.Redirects)], r.Tarballs...),
-		UserAgent: o.UserAgent, HeaderTimeout: o.HeaderTimeout, IdleTimeout: o.IdleTimeout,
+		UserAgent: o.UserAgent, HeaderTimeout: o.HeaderTimeout, IdleTimeout: o.IdleTimeout, MaxConns: r.Connections,
 		Meter: o.Meter, Log: o.Log, Transport: o.Transport})
 	if err != nil {
 		return nil, err

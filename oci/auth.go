@@ -248,7 +248,7 @@ func (a *authorizer) fetch(ctx context.Context, g grant) (*token, error) {
 	}
 	req.Header.Set("Accept", "application/json")
 	begun := time.Now()
-	resp, err := a.client.Do(ctx, req)
+	resp, err := a.client.Do(ctx, req, outbound.Load{})
 	if err != nil {
 		return nil, a.failed(err)
 	}

@@ -35,6 +35,7 @@ func (u *Upstreams) Resolve(ctx context.Context, q registry.Question) (registry.
 		return registry.Binding{}, nil, err
 	}
 	d, isBlob := blobOf(n.Ref, have.MediaType)
+	rm = rm.under(outbound.Load{Blob: isBlob, Background: q.Background})
 	switch {
 	case isBlob:
 		b, err := rm.blob(ctx, repo, d, have)
@@ -220,7 +221,9 @@ func (u *Upstreams) Open(ctx context.Context, w registry.Want) (registry.Blob, e
 		return nil, registry.Errorf(registry.ErrNotFound, "%v is composed, not fetched by digest", w.From)
 	}
 	what, h := "manifests/"+string(w.Digest), http.Header{"Accept": accept}
-	if _, isBlob := blobOf(w.From.Ref, w.MediaType); isBlob {
+	_, isBlob := blobOf(w.From.Ref, w.MediaType)
+	rm = rm.under(outbound.LoadOf(w, isBlob))
+	if isBlob {
 		what, h = "blobs/"+string(w.Digest), http.Header{}
 	}
 	if w.Length == 0 {

@@ -48,6 +48,9 @@ type Registry struct {
 	// although they are neither on the registry's host nor below the same
 	// registrable domain. The same patterns; they may be dialled too.
 	Realms []string
+	// Connections is how many requests may be open at it at once, and how many
+	// connections to a host; 0: 64.
+	Connections int
 }
 
 // Options are what all upstreams have in common. The zero value works.
@@ -119,6 +122,14 @@ type remote struct {
 	auth   *authorizer
 	policy registry.Policy // of what can change
 	log    *slog.Logger
+	load   outbound.Load // of the questions that are put through it
+}
+
+// under is rm for questions of another load.
+func (rm *remote) under(load outbound.Load) *remote {
+	other := *rm
+	other.load = load
+	return &other
 }
 
 func newRemote(reg Registry, o Options) (*remote, error) {
@@ -143,7 +154,8 @@ func newRemote(reg Registry, o Options) (*remote, error) {
 	}
 	client, err := outbound.New(outbound.Options{
 		Name: name, Base: base, Redirects: slices.Concat(reg.Redirects, reg.Realms), UserAgent: o.UserAgent,
-		HeaderTimeout: o.HeaderTimeout, IdleTimeout: o.IdleTimeout, Meter: o.Meter, Log: o.Log, Transport: o.Transport,
+		HeaderTimeout: o.HeaderTimeout, IdleTimeout: o.IdleTimeout, MaxConns: reg.Connections,
+		Meter: o.Meter, Log: o.Log, Transport: o.Transport,
 	})
 	if err != nil {
 		return nil, err
@@ -268,7 +280,7 @@ func (rm *remote) converse(ctx context.Context, method, repo, what string, heade
 		if err != nil {
 			return nil, err
 		}
-		resp, err := rm.client.Do(ctx, req)
+		resp, err := rm.client.Do(ctx, req, rm.load)
 		if err != nil {
 			return nil, err
 		}

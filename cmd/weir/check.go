@@ -182,7 +182,8 @@ func (c *Config) ociRegistries() []oci.Registry {
 	for _, name := range slices.Sorted(maps.Keys(c.OCI.Upstreams)) {
 		u := c.OCI.Upstreams[name]
 		list = append(list, oci.Registry{Name: name, URL: u.URL, Username: u.Username, Password: u.Password,
-			Fresh: u.Fresh.orShortest(), Stale: u.Stale.orShortest(), Redirects: u.Redirects, Realms: u.Realms})
+			Fresh: u.Fresh.orShortest(), Stale: u.Stale.orShortest(), Redirects: u.Redirects, Realms: u.Realms,
+			Connections: u.Connections})
 	}
 	return list
 }
@@ -196,7 +197,8 @@ func (c *Config) npmRegistries(unsaid string) []npm.Registry {
 		setDefault(&u.URL, unsaid)
 		list = append(list, npm.Registry{Name: name, URL: u.URL, Packages: u.Packages,
 			Token: u.Token, Username: u.Username, Password: u.Password,
-			Fresh: u.Fresh.orShortest(), Stale: u.Stale.orShortest(), Tarballs: u.Tarballs, Redirects: u.Redirects})
+			Fresh: u.Fresh.orShortest(), Stale: u.Stale.orShortest(), Tarballs: u.Tarballs, Redirects: u.Redirects,
+			Connections: u.Connections})
 	}
 	return list
 }

@@ -25,9 +25,10 @@ type Metrics struct {
 	asked     *prometheus.CounterVec
 	answers   *prometheus.HistogramVec
 	events    *prometheus.CounterVec
+	open      *upstreams
 }
 
-var _ registry.Meter = (*Metrics)(nil)
+var _ registry.Watcher = (*Metrics)(nil)
 
 // NewMetrics returns Metrics that have counted nothing yet. version is shown
 // as a label of weir_build_info.
@@ -37,6 +38,7 @@ func NewMetrics(version string) *Metrics {
 	}
 	m := &Metrics{
 		gather:   prometheus.NewRegistry(),
+		open:     newUpstreams(),
 		requests: counter("weir_requests_total", "Requests answered, by protocol, status and whether anything behind had to be asked (hit, miss, stale).", "space", "code", "cache"),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "weir_request_seconds",
 			Help:    "Time from a request's header to its answer's last byte.",
@@ -53,7 +55,7 @@ func NewMetrics(version string) *Metrics {
 	}
 	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "weir_build_info", Help: "Always 1; says which weir this is."}, []string{"version"})
 	info.WithLabelValues(version).Set(1)
-	m.gather.MustRegister(m.requests, m.seconds, m.sent, m.hits, m.fills, m.collapsed, m.asked, m.answers, m.events, info,
+	m.gather.MustRegister(m.requests, m.seconds, m.sent, m.hits, m.fills, m.collapsed, m.asked, m.answers, m.events, m.open, info,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

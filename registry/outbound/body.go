@@ -22,12 +22,24 @@ type body struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	url    string // for the log
+	host   string // that it comes from, after redirects
+	slot   *slot  // released when nothing more can come
+	q      question
 }
 
-func newBody(ctx context.Context, c *Client, resp *http.Response, cancel context.CancelCauseFunc, url string) *body {
-	b := &body{rc: resp.Body, c: c, idle: c.o.IdleTimeout, ctx: ctx, cancel: cancel, url: url}
+// newBody is the body of resp, the answer to req, for as long as it holds slot.
+func newBody(ctx context.Context, cancel context.CancelCauseFunc, c *Client, req *http.Request, resp *http.Response, q question, slot *slot) *body {
+	from := req.URL
+	if resp.Request != nil {
+		from = resp.Request.URL
+	}
+	b := &body{rc: resp.Body, c: c, host: HostPort(from), idle: c.o.IdleTimeout, ctx: ctx, cancel: cancel,
+		url: req.URL.Redacted(), slot: slot, q: q}
 	b.timer = time.AfterFunc(b.idle, func() { b.silent.Store(true); cancel(errSilent) })
 	b.timer.Stop()
+	if resp.Body == http.NoBody {
+		slot.release() // the answer to a HEAD has no end to wait for
+	}
 	return b
 }
 
@@ -36,7 +48,11 @@ func (b *body) Read(p []byte) (int, error) {
 	b.timer.Reset(b.idle)
 	n, err := b.rc.Read(p)
 	b.timer.Stop()
-	if err != nil && err != io.EOF {
+	if err == nil {
+		return n, nil
+	}
+	b.slot.release()
+	if err != io.EOF {
 		err = b.failed(err)
 	}
 	return n, err
@@ -49,6 +65,7 @@ func (b *body) failed(err error) error {
 	switch {
 	case b.silent.Load():
 		err = errSilent
+		b.c.hosts.silent(b.host, b.q)
 	case b.ctx.Err() != nil:
 		err, public = context.Cause(b.ctx), "the request was given up"
 	}
@@ -60,5 +77,6 @@ func (b *body) Close() error {
 	b.timer.Stop()
 	err := b.rc.Close()
 	b.cancel(nil)
+	b.slot.release()
 	return err
 }

@@ -20,6 +20,7 @@ const (
 	defaultHeaderTimeout = 15 * time.Second
 	defaultIdleTimeout   = 15 * time.Second
 	defaultMaxConns      = 64
+	longestQueue         = 10 * time.Second // until a slot is free
 	dialTimeout          = 10 * time.Second
 	maxRedirects         = 10
 	maxHeaderBytes       = 256 << 10
@@ -43,10 +44,14 @@ type Options struct {
 	HeaderTimeout time.Duration
 	// IdleTimeout is how long a read of a body may wait for a byte; 0: 15 s.
 	IdleTimeout time.Duration
-	// MaxConns bounds the connections per host; 0: 64.
+	// MaxConns bounds the requests that are open at once, from when they are
+	// sent to the end of their answers' bodies, and the connections per host;
+	// 0: 64. Four times as many may wait.
 	MaxConns int
-	Meter    registry.Meter // nil: nothing is counted
-	Log      *slog.Logger   // nil: slog.Default()
+	// Meter is told what happens; if it is a registry.Watcher too, it is given
+	// the means to ask how many requests are open. nil: nothing is counted.
+	Meter registry.Meter
+	Log   *slog.Logger // nil: slog.Default()
 	// Transport replaces the network in tests; the rules about addresses are
 	// then not applied, those about redirects are.
 	Transport http.RoundTripper
@@ -54,9 +59,13 @@ type Options struct {
 
 // A Client asks one upstream. Its methods may be called at once.
 type Client struct {
-	o     Options
-	rt    http.RoundTripper
-	dials dialer
+	o       Options
+	rt      http.RoundTripper
+	dials   dialer
+	patient time.Duration // how long a request may wait for a slot
+	slots   *slots
+	hosts   hosts
+	retries budget
 }
 
 // New makes a Client, or says what is wrong with o.
@@ -85,6 +94,13 @@ func New(o Options) (*Client, error) {
 	c := &Client{o: o, rt: o.Transport, dials: dialer{base: HostPort(&base), allowed: allowed}}
 	if c.rt == nil {
 		c.rt = c.transport()
+	}
+	// Waiting leaves at least half of the time for the exchange itself.
+	c.patient = min(o.HeaderTimeout/2, longestQueue)
+	c.slots = newSlots(o.Name, o.MaxConns, max(c.patient/time.Duration(classes), 1))
+	c.hosts = hosts{name: o.Name, slow: o.HeaderTimeout / 4, meter: o.Meter, log: o.Log}
+	if watch, ok := o.Meter.(registry.Watcher); ok {
+		watch.WatchUpstream(o.Name, c.slots.counts)
 	}
 	return c, nil
 }
@@ -125,20 +141,29 @@ func (c *Client) Name() string { return c.o.Name }
 
 // Do sends req, whose URL is absolute, and follows the redirects of a GET or
 // HEAD by the rules in the package's comment; https never becomes http. It
-// tries a GET or HEAD once more if the connection broke before an answer. ctx
-// governs the body too, which the caller closes.
+// tries a GET or HEAD once more if the connection broke before an answer and
+// the budget for retries allows it. ctx governs the body too, which the caller
+// closes: the request counts as open until the body has been read to its end,
+// has failed, or is closed.
 //
-// Errors are of kind ErrUnavailable, with a text for clients that names the
-// upstream and no address. Reading the body fails with ErrUnavailable if it
-// ends early or nothing comes for the idle timeout. Every status is a success
-// here; see [Client.Check].
-func (c *Client) Do(ctx context.Context, req *http.Request) (*http.Response, error) {
+// When too many are open, load says how soon this one is sent, or that it is
+// refused. All of that, waiting included, takes at most the header timeout.
+//
+// Errors are of kind ErrUnavailable, or ErrLimited while the upstream has asked
+// not to be asked; with a time to try again where weir itself refuses, and with
+// a text for clients that names the upstream and no address. Reading the body
+// fails with ErrUnavailable if it ends early or nothing comes for the idle
+// timeout. Every status is a success here; see [Client.Check].
+func (c *Client) Do(ctx context.Context, req *http.Request, load Load) (*http.Response, error) {
 	// The context outlives Do: the body is read under it.
 	bodyCtx, cancel := context.WithCancelCause(ctx)
 	slow := time.AfterFunc(c.o.HeaderTimeout, func() { cancel(errSlow) })
-	resp, err := c.follow(bodyCtx, c.prepare(bodyCtx, req))
+	q := question{load, req.URL.RequestURI()}
+	q.about = q.about[:min(len(q.about), aboutBytes)]
+	resp, slot, err := c.ask(bodyCtx, c.prepare(bodyCtx, req), q)
 	if !slow.Stop() && err == nil {
 		resp.Body.Close()
+		slot.release()
 		err = errSlow
 	}
 	if err != nil {
@@ -148,8 +173,25 @@ func (c *Client) Do(ctx context.Context, req *http.Request) (*http.Response, err
 		cancel(nil)
 		return nil, c.unanswered(req, err)
 	}
-	resp.Body = newBody(bodyCtx, c, resp, cancel, req.URL.Redacted())
+	resp.Body = newBody(bodyCtx, cancel, c, req, resp, q, slot)
 	return resp, nil
+}
+
+// ask waits for a slot and sends req. What is refused anyway does not wait.
+func (c *Client) ask(ctx context.Context, req *http.Request, q question) (*http.Response, *slot, error) {
+	if err := c.hosts.refused(HostPort(req.URL), q); err != nil {
+		return nil, nil, err
+	}
+	slot, err := c.slots.take(ctx, q.Load, c.patient)
+	if err != nil {
+		return nil, nil, err
+	}
+	resp, err := c.follow(ctx, req, q)
+	if err != nil {
+		slot.release()
+		return nil, nil, err
+	}
+	return resp, slot, nil
 }
 
 var errSlow = errors.New("no answer within the time limit")
@@ -168,12 +210,12 @@ func (c *Client) prepare(ctx context.Context, req *http.Request) *http.Request {
 }
 
 // follow sends req and whatever it is redirected to.
-func (c *Client) follow(ctx context.Context, req *http.Request) (*http.Response, error) {
+func (c *Client) follow(ctx context.Context, req *http.Request, q question) (*http.Response, error) {
 	if c.o.Base.Scheme == "https" && req.URL.Scheme != "https" {
 		return nil, refused("a request to %s would leave https", req.URL.Host)
 	}
 	for hop := 0; ; hop++ {
-		resp, err := c.send(req)
+		resp, err := c.send(req, q)
 		if err != nil {
 			return nil, err
 		}
@@ -235,16 +277,23 @@ func redirected(req *http.Request, resp *http.Response) (*http.Request, error) {
 
 // send is one exchange, tried again once if the connection broke before an
 // answer began: a server may close an idle connection just as it is reused.
-func (c *Client) send(req *http.Request) (*http.Response, error) {
+func (c *Client) send(req *http.Request, q question) (*http.Response, error) {
+	permit, err := c.hosts.admit(HostPort(req.URL), q)
+	if err != nil {
+		return nil, err
+	}
+	c.retries.earn()
 	for try := 0; ; try++ {
 		begun := time.Now()
 		resp, err := c.rt.RoundTrip(req)
 		if err == nil {
 			c.o.Meter.Upstream(c.o.Name, resp.StatusCode, time.Since(begun))
+			permit.settle(q, resp, nil)
 			return resp, nil
 		}
 		c.o.Meter.Upstream(c.o.Name, 0, time.Since(begun))
-		if try > 0 || !broke(req, err) {
+		if try > 0 || !broke(req, err) || !c.retries.spend() {
+			permit.settle(q, nil, err)
 			return nil, err
 		}
 	}
@@ -274,6 +323,9 @@ func refused(format string, args ...any) error { return &refusal{fmt.Sprintf(for
 
 // unanswered is what the caller of Do gets for err.
 func (c *Client) unanswered(req *http.Request, err error) error {
+	if registry.KindOf(err) != nil { // weir's own refusal, or the caller's cause
+		return registry.Wrap(registry.ErrUnavailable, err, req.Method+" "+req.URL.Redacted())
+	}
 	public := c.o.Name + " does not answer"
 	var r *refusal
 	switch {

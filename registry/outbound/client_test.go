@@ -71,7 +71,7 @@ func get(t *testing.T, c *Client, url string, header ...string) (*http.Response,
 	for i := 0; i < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}
-	resp, err := c.Do(t.Context(), req)
+	resp, err := c.Do(t.Context(), req, Load{})
 	if err == nil {
 		t.Cleanup(func() { resp.Body.Close() })
 	}
@@ -285,7 +285,7 @@ func TestPostIsNotRedirected(t *testing.T) {
 	base := serve(t, redirect(&to, 307))
 	c := client(t, base.URL, Options{})
 	req, _ := http.NewRequest(http.MethodPost, base.URL, strings.NewReader("body"))
-	resp, err := c.Do(t.Context(), req)
+	resp, err := c.Do(t.Context(), req, Load{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -461,7 +461,7 @@ func TestCallerGivesUp(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() { <-reached; cancel() }()
 	req, _ := http.NewRequest(http.MethodGet, base.URL, nil)
-	_, err := client(t, base.URL, Options{}).Do(ctx, req)
+	_, err := client(t, base.URL, Options{}).Do(ctx, req, Load{})
 	if !errors.Is(err, registry.ErrUnavailable) || !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
@@ -471,7 +471,7 @@ func TestHeaders(t *testing.T) {
 	base := serve(t, func(w http.ResponseWriter, r *http.Request) {})
 	c := client(t, base.URL, Options{UserAgent: "weir/1"})
 	req, _ := http.NewRequest(http.MethodGet, base.URL, nil)
-	resp, err := c.Do(t.Context(), req)
+	resp, err := c.Do(t.Context(), req, Load{})
 	if err != nil {
 		t.Fatal(err)
 	}
