@@ -176,9 +176,7 @@ func (s *slots) leave(w *waiter) bool {
 	if w.at == nil {
 		return false
 	}
-	s.outLocked(w)
-	// Who stood behind w may have been kept by it alone.
-	s.dispatchLocked()
+	s.outLocked(w) // who stands behind w has no more right to a slot than w had
 	return true
 }
 
