@@ -32,7 +32,7 @@ func New(c Config) http.Handler {
 		c.Log = slog.Default()
 	}
 	c.Prefix = strings.TrimRight(c.Prefix, "/")
-	return &handler{o: c, unkept: make(chan struct{}, maxUnkept), passing: make(chan struct{}, maxPassing)}
+	return &handler{o: c, unkept: make(chan struct{}, maxUnkept), passing: make(chan struct{}, c.Upstreams.passing())}
 }
 
 type handler struct {

@@ -18,10 +18,10 @@ const (
 	maxAuditBody = 32 << 20
 	// maxPassed bounds an answer that is passed on.
 	maxPassed = 64 << 20
-	// maxPassing is how many exchanges may be passed on at once. Each holds a
-	// connection to the upstream for as long as its client takes to send and
-	// to read; the rest of outbound's 64 are for what is kept.
-	maxPassing = 16
+	// passShare is which part of an upstream's connections, one in so many,
+	// may be held by exchanges that are passed on: each holds one for as long
+	// as its client takes to send and to read. The rest are for what is kept.
+	passShare = 4
 	// passTime is how long one exchange that is passed on may take in all.
 	passTime = 2 * time.Minute
 )
@@ -32,6 +32,15 @@ var asked = []string{"Accept", "Accept-Encoding", "Content-Type", "Content-Encod
 
 // answered are the response's headers that are passed on.
 var answered = []string{"Content-Type", "Content-Encoding", "Content-Length", "Vary"}
+
+// passing is how many exchanges may be passed on at once.
+func (u *Upstreams) passing() int {
+	connections := 64 // outbound's
+	if u != nil && u.home != nil && u.home.Connections > 0 {
+		connections = u.home.Connections
+	}
+	return max(connections/passShare, 1)
+}
 
 // pass puts a question that is not cached (search, audit) to the upstream that
 // answers what is of no one package. size is the body's, negative if it is not

@@ -55,7 +55,7 @@ cache: {memory: "${SIZE}", disk: 1.5TiB}
 oci:
   default: ghcr.io
   upstreams:
-    ghcr.io: {url: "http://127.0.0.1:5001/base", username: me, password: "pre-${HUB_TOKEN}-post", fresh: 0s, stale: 1h30m}
+    ghcr.io: {url: "http://127.0.0.1:5001/base", username: me, password: "pre-${HUB_TOKEN}-post", fresh: 0s, stale: 1h30m, connections: 7}
     docker.io:
       redirects: ["127.0.0.2:*"]
       realms:
@@ -69,6 +69,7 @@ npm:
       token: |-
         $${not expanded}
       tarballs: [files.example.com]
+      connections: 8
 access:
   anonymous: ["pull oci:ghcr.io/*"]
 limits: {connections: 10, headers: 16KiB, idle: 1m, stop: 5s}
@@ -84,6 +85,9 @@ log: {level: debug, format: json}
 	}
 	if got := c.ociRegistries()[1]; got.Name != "ghcr.io" || got.Fresh != 1 {
 		t.Errorf("fresh 0s, which is to ask every time, became %v", got.Fresh)
+	}
+	if images, packages := c.ociRegistries(), c.npmRegistries(""); images[0].Connections != 64 || images[1].Connections != 7 || packages[0].Connections != 8 {
+		t.Errorf("connections: %+v, %+v", images, packages)
 	}
 	if c.Cache.Memory != 64<<20 || c.Cache.Disk != 3<<39 {
 		t.Errorf("cache: %+v", c.Cache)
