@@ -272,9 +272,13 @@ func (s *segments) work(k int) {
 		f.mu.Lock()
 		if err != nil {
 			s.seg[k].taken = false
+		}
+		// Refused where others are at it: there is no room for so many streams.
+		spare := err != nil && s.workers > 1 && registry.KindOf(err) == registry.ErrUnavailable && registry.RetryAfter(err) > 0
+		if err != nil && !spare {
 			s.failLocked(err)
 		}
-		if k, ok = s.pickLocked(); ok && s.err == nil {
+		if k, ok = s.pickLocked(); ok && s.err == nil && !spare {
 			s.seg[k].taken = true
 		} else {
 			ok = false
@@ -290,7 +294,7 @@ func (s *segments) work(k int) {
 func (s *segments) fetch(k int) error {
 	have, crc := s.stage.recall(k)
 	s.staged(k, have, crc)
-	r := &run{s: s, at: int64(k)*s.each + have, end: s.end(k), marked: int64(k)*s.each + have, opened: s.answers()}
+	r := &run{s: s, at: int64(k)*s.each + have, end: s.end(k), marked: int64(k)*s.each + have}
 	for try := 0; r.at < r.end; try++ {
 		before := r.at
 		err := r.fetch()
@@ -300,12 +304,12 @@ func (s *segments) fetch(k int) error {
 		if r.at > before {
 			try = 0
 		}
-		if try >= retries || s.ctx.Err() != nil || !r.opened || registry.KindOf(err) != registry.ErrUnavailable {
+		if try >= retries || s.ctx.Err() != nil || !s.begun() || registry.KindOf(err) != registry.ErrUnavailable {
 			return err
 		}
 		s.f.t.o.Log.Warn("fill broke off, going on where it was", "digest", s.f.digest, "at", r.at, "err", err)
 		select {
-		case <-time.After(100 * time.Millisecond << try):
+		case <-time.After(max(100*time.Millisecond<<try, min(registry.RetryAfter(err), retryAfter))):
 		case <-s.ctx.Done():
 			return err
 		}
@@ -320,11 +324,12 @@ func (s *segments) wantsAll() bool {
 	return s.all
 }
 
-// answers reports whether the far side is known to give runs.
-func (s *segments) answers() bool {
+// begun reports whether the far side has answered this fill: from then on it is
+// worth some patience, since readers have got bytes of it.
+func (s *segments) begun() bool {
 	s.f.mu.Lock()
 	defer s.f.mu.Unlock()
-	return s.ranged
+	return s.f.ready
 }
 
 // staged notes that segment k has have bytes.
@@ -348,7 +353,6 @@ type run struct {
 	s       *segments
 	at, end int64
 	marked  int64 // up to where it has been noted
-	opened  bool  // the far side has answered
 }
 
 // fetch stages what one answer of the far side gives.
@@ -361,7 +365,6 @@ func (r *run) fetch() error {
 		return err
 	}
 	defer far.Close()
-	r.opened = true
 	if size := far.Descriptor().Size; size >= 0 && size != s.size {
 		return registry.Errorf(registry.ErrCorrupt, "%s has %d bytes where %d were announced", s.f.digest, size, s.size)
 	}
