@@ -25,7 +25,7 @@ func (u *Upstreams) Resolve(ctx context.Context, q registry.Question) (registry.
 	if !isDocument(n) {
 		return registry.Binding{}, nil, registry.Errorf(registry.ErrNotFound, "%v follows from its packument", n)
 	}
-	return up.resolve(ctx, n, have, outbound.Load{Background: q.Background})
+	return up.resolve(ctx, n, have, outbound.Load{Background: q.Background, Subject: n.Repo})
 }
 
 func (up *upstream) resolve(ctx context.Context, n registry.Name, have registry.Binding, load outbound.Load) (registry.Binding, io.ReadCloser, error) {

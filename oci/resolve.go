@@ -35,7 +35,7 @@ func (u *Upstreams) Resolve(ctx context.Context, q registry.Question) (registry.
 		return registry.Binding{}, nil, err
 	}
 	d, isBlob := blobOf(n.Ref, have.MediaType)
-	rm = rm.under(outbound.Load{Blob: isBlob, Background: q.Background})
+	rm = rm.under(outbound.Load{Blob: isBlob, Background: q.Background, Subject: n.Repo})
 	switch {
 	case isBlob:
 		b, err := rm.blob(ctx, repo, d, have)

@@ -30,6 +30,9 @@ const (
 	pauseProbes = 3
 	// maxHosts bounds the hosts of which anything is known: redirects name them.
 	maxHosts = 64
+	// perSubject is how many failures about one repository or package count in
+	// a window, each of another address.
+	perSubject = 3
 	// failuresKept is how many failed requests are remembered, per host.
 	failuresKept = 32
 	// aboutBytes is how much of a request's address tells it from others.
@@ -67,16 +70,17 @@ type health struct {
 
 // failure is a request that failed, and when.
 type failure struct {
-	about string
-	at    time.Time
+	about   string
+	subject string
+	at      time.Time
 }
 
 // A pause is a time for which a host has asked to be left alone.
 type pause struct {
 	until   time.Time
 	length  time.Duration
-	about   string    // the request that was answered so first
-	limited bool      // by 429s to more than one: nobody but probes may pass
+	subject string    // of the request that was answered so first
+	limited bool      // by 429s about more than one: nobody but probes may pass
 	probe   time.Time // when the next one may
 }
 
@@ -84,6 +88,14 @@ type pause struct {
 type question struct {
 	Load
 	about string
+}
+
+// subject is what q is about, in the words of whoever asks.
+func (q question) subject() string {
+	if q.Subject != "" {
+		return q.Subject
+	}
+	return q.about
 }
 
 // kind is the index of a question's pause.
@@ -216,7 +228,7 @@ func (p permit) settle(q question, resp *http.Response, err error) {
 	defer h.mu.Unlock()
 	good, bad := p.verdict(resp, err, now)
 	if bad {
-		bad = h.firstLocked(q, now)
+		bad = h.countsLocked(q, now)
 	}
 	if p.turn == h.turn { // else it says nothing about how things are now
 		switch half := h.breaker.IsHalfOpen(); {
@@ -248,16 +260,26 @@ func (p permit) verdict(resp *http.Response, err error, now time.Time) (good, ba
 	return false, true
 }
 
-// firstLocked reports whether what q is about has not failed lately, and
-// remembers it: one package that cannot be had, however often it is asked for,
-// is no reason to leave a registry alone.
-func (h *health) firstLocked(q question, now time.Time) bool {
+// countsLocked reports whether q's failure says something about more than what
+// it is about, and remembers it: one package that cannot be had, however often
+// it is asked for, is no reason to leave a registry alone.
+func (h *health) countsLocked(q question, now time.Time) bool {
+	same := 0
 	for _, f := range h.failed {
-		if f.about == q.about && now.Sub(f.at) < breakWindow {
+		if now.Sub(f.at) >= breakWindow {
+			continue
+		}
+		if f.about == q.about {
 			return false
 		}
+		if f.subject == q.subject() {
+			same++
+		}
 	}
-	h.failed[h.next] = failure{q.about, now}
+	if same >= perSubject {
+		return false
+	}
+	h.failed[h.next] = failure{q.about, q.subject(), now}
 	h.next = (h.next + 1) % failuresKept
 	return true
 }
@@ -277,12 +299,12 @@ func (h *health) heedLocked(p permit, q question, resp *http.Response, now time.
 		return
 	}
 	if !now.Before(pz.until) {
-		*pz = pause{length: after, about: q.about, probe: now}
+		*pz = pause{length: after, subject: q.subject(), probe: now}
 	}
 	if until := now.Add(after); until.After(pz.until) {
 		pz.until = until
 	}
-	if limits && !pz.limited && pz.about != q.about {
+	if limits && !pz.limited && pz.subject != q.subject() {
 		pz.limited = true
 		h.of.meter.Event("rate limited", h.of.name)
 		h.of.log.Warn("upstream limits how often it may be asked, left alone for a while", "upstream", h.of.name,
@@ -295,7 +317,7 @@ func (hs *hosts) silent(host string, q question) {
 	h := hs.of(host)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.firstLocked(q, time.Now()) && h.breaker.IsClosed() {
+	if h.countsLocked(q, time.Now()) && h.breaker.IsClosed() {
 		h.breaker.RecordFailure()
 	}
 }

@@ -161,6 +161,7 @@ func TestBreakerStaysClosed(t *testing.T) {
 		"501": {answer: answer(501)}, "429": {answer: answer(429)},
 		"one that fails":    {answer: answer(500), path: "/one"},
 		"one that hangs":    {answer: hang, path: "/one"},
+		"one of many parts": {answer: answer(500), load: Load{Subject: "one"}},
 		"impatient callers": {answer: hang, give: time.Millisecond},
 		"a rule of ours":    {answer: answer(302, "Location", "ftp://elsewhere.test/")},
 	} {

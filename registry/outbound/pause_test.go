@@ -18,7 +18,7 @@ func TestLimited(t *testing.T) {
 		net, told := &script{answer: answer(429, "Retry-After", "30")}, &events{}
 		c := client(t, "http://up.test", Options{Transport: net, Meter: told})
 		for i := range 3 {
-			if code, err := ask(t, c, "/one", Load{}); code != 429 {
+			if code, err := ask(t, c, fmt.Sprint("/one/", i), Load{Subject: "one"}); code != 429 {
 				t.Fatalf("%d: %d, %v", i, code, err)
 			}
 		}

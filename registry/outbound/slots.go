@@ -36,11 +36,14 @@ type Load struct {
 	// asked for because the one at hand is getting old, a blob before anyone
 	// wants it.
 	Background bool
+	// Subject is the repository or package that it is about, so that what is
+	// wrong with one is not taken for what is wrong with all; "": the address.
+	Subject string
 }
 
 // LoadOf is the Load of a request for w, of which blob says whether it is one.
 func LoadOf(w registry.Want, blob bool) Load {
-	l := Load{Blob: blob, Size: w.Size, Background: w.Background}
+	l := Load{Blob: blob, Size: w.Size, Background: w.Background, Subject: w.From.Repo}
 	if w.Length == 0 {
 		l.Size = 0 // a HEAD is as small as any
 	}

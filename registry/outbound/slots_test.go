@@ -31,8 +31,8 @@ func TestClasses(t *testing.T) {
 			t.Errorf("%+v is of class %d", l, l.class())
 		}
 	}
-	w := registry.Want{Descriptor: registry.Descriptor{Size: 1 << 30}, Length: -1, Background: true}
-	if l := LoadOf(w, true); l != (Load{Blob: true, Size: 1 << 30, Background: true}) {
+	w := registry.Want{Descriptor: registry.Descriptor{Size: 1 << 30}, Length: -1, Background: true, From: registry.Name{Repo: "r"}}
+	if l := LoadOf(w, true); l != (Load{Blob: true, Size: 1 << 30, Background: true, Subject: "r"}) {
 		t.Errorf("%+v", l)
 	}
 	if w.Length = 0; LoadOf(w, true).Size != 0 {
