@@ -58,7 +58,7 @@ func TestWants(t *testing.T) {
 	d := registry.Descriptor{Digest: digest.FromString("x"), Size: 100, MediaType: "a/b; c=\"d e\""}
 	n := registry.Name{Space: "npm", Repo: "@a/b&c=d", Ref: "x+y z%.tgz"}
 	for _, w := range []registry.Want{
-		{Descriptor: d, From: n, Location: "https://x.test/a?b=c&d#e", Length: -1, Ahead: true},
+		{Descriptor: d, From: n, Location: "https://x.test/a?b=c&d#e", Length: -1, Ahead: true, Background: true},
 		{Descriptor: d, From: n, Offset: 5, Length: 10},
 		{Descriptor: registry.Descriptor{Digest: d.Digest, Size: -1}, From: registry.Name{Space: "oci", Repo: "r"}, Offset: 7, Length: -1},
 		{Descriptor: d, From: n, Length: 0},
