@@ -39,9 +39,13 @@ var rooms = map[string][]string{
 	"cachetiers/origin/s3":  {"registry", "cachetiers/origin"}, // leaves: for main alone
 	"cachetiers/origin/gcs": {"registry", "cachetiers/origin"},
 	"conformance":           {"registry"},
-	"conformance/lab":       {"registry"}, // starts real servers and clients for the suites
-	"conformance/npmlab":    {},           // a scripted npm registry
-	"conformance/bench":     {},           // weir beside nginx and distribution
+	"conformance/lab":       {"registry"},        // starts real servers and clients for the suites
+	"conformance/npmlab":    {},                  // a scripted npm registry
+	"conformance/wan":       {"conformance/lab"}, // nodes with slow lines between them
+	"conformance/bench":     {},                  // weir beside nginx and distribution
+	"cmd/weir": {"registry", "registry/names", "registry/entitle", "registry/gate", "registry/listen", "registry/steer",
+		"registry/ops", "registry/reply", "registry/outbound", "registry/trust", "npm", "oci",
+		"cachetiers", "cachetiers/peer", "cachetiers/origin", "cachetiers/origin/s3", "cachetiers/origin/gcs"},
 	"cmd/weir": {"registry", "registry/names", "registry/entitle", "registry/gate", "registry/listen", "registry/steer",
 		"registry/ops", "registry/reply", "registry/outbound", "registry/trust", "npm", "oci",
 		"cachetiers", "cachetiers/peer", "cachetiers/origin", "cachetiers/origin/s3", "cachetiers/origin/gcs"},
@@ -62,9 +66,9 @@ var leaves = map[string][]string{
 	"github.com/spf13/":                   {"cmd/weir"},
 	"github.com/goccy/go-yaml":            {"cmd/weir"},
 	"github.com/google/go-containerregis": {"oci", "conformance/lab"},
-	"github.com/opencontainers/image-spe": {"oci", "conformance/lab"},
+	"github.com/opencontainers/image-spe": {"oci", "conformance/lab", "conformance/wan"},
 	"github.com/distribution/":            {"oci", "conformance/lab"},
-	"testing":                             {"conformance", "conformance/lab", "conformance/npmlab"},
+	"testing":                             {"conformance", "conformance/lab", "conformance/npmlab", "conformance/wan"},
 }
 
 const (
