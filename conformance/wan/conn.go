@@ -30,10 +30,10 @@ type conn struct {
 func newConn(l *Link, client *net.TCPConn) (*conn, error) {
 	c := &conn{link: l, client: client, born: time.Now(), done: make(chan struct{})}
 	var err error
-	if c.up, err = newFlow(c, &l.up, &l.sentUp); err != nil {
+	if c.up, err = newFlow(c, &l.up, &l.sentUp, upLimits); err != nil {
 		return nil, err
 	}
-	if c.down, err = newFlow(c, &l.down, &l.sentDown); err != nil {
+	if c.down, err = newFlow(c, &l.down, &l.sentDown, downLimits); err != nil {
 		c.up.close()
 		return nil, err
 	}
@@ -65,12 +65,10 @@ func (c *conn) run() {
 	if !shape.Instant {
 		c.down.opened = opened.Add(shape.RTT / 2)
 	}
-	rates := func(s *Shape) (link, conn int64) { return s.Up, s.ConnUp }
 	var all sync.WaitGroup
-	all.Go(func() { c.up.read(c.client, rates, nil) })
+	all.Go(func() { c.up.read(c.client) })
 	all.Go(func() { c.up.write(server) })
-	rates = func(s *Shape) (link, conn int64) { return s.Down, s.ConnDown }
-	all.Go(func() { c.down.read(server, rates, func(s *Shape) int64 { return s.ResetAfter }) })
+	all.Go(func() { c.down.read(server) })
 	all.Go(func() { c.down.write(c.client) })
 	all.Wait()
 	c.finish()

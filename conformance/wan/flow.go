@@ -50,6 +50,7 @@ type flow struct {
 	link   *bucket
 	own    bucket
 	sent   *atomic.Int64
+	limits func(*Shape) limits
 	opened time.Time // before this nothing can be sent; set before it starts
 
 	mu     sync.Mutex
@@ -59,8 +60,14 @@ type flow struct {
 	dead   bool     // guarded by mu
 }
 
-func newFlow(c *conn, link *bucket, sent *atomic.Int64) (*flow, error) {
-	f := &flow{conn: c, link: link, sent: sent}
+// limits are what a shape says of one direction.
+type limits struct{ link, conn, reset int64 }
+
+func upLimits(s *Shape) limits   { return limits{link: s.Up, conn: s.ConnUp} }
+func downLimits(s *Shape) limits { return limits{link: s.Down, conn: s.ConnDown, reset: s.ResetAfter} }
+
+func newFlow(c *conn, link *bucket, sent *atomic.Int64, of func(*Shape) limits) (*flow, error) {
+	f := &flow{conn: c, link: link, sent: sent, limits: of}
 	f.change = sync.NewCond(&f.mu)
 	var err error
 	if f.clock, err = newClock(); err != nil {
@@ -84,41 +91,38 @@ func (f *flow) close() {
 }
 
 // read puts what comes from src on the line, until src or the connection ends.
-func (f *flow) read(src *net.TCPConn, rates func(*Shape) (link, conn int64), most func(*Shape) int64) {
+func (f *flow) read(src *net.TCPConn) {
 	var total int64
+	pool := &f.conn.link.pool
 	for {
 		shape := f.conn.link.shape.Load()
-		link, conn := rates(shape)
-		n := piece(link, conn)
-		limit := int64(0)
-		if most != nil {
-			limit = most(shape)
-		}
-		if limit > 0 {
-			if total >= limit {
+		lim := f.limits(shape)
+		most := piece(lim.link, lim.conn)
+		if lim.reset > 0 {
+			if total >= lim.reset {
 				f.push(packet{due: f.due(time.Now(), shape), end: resets})
 				return
 			}
-			n = int(min(int64(n), limit-total))
+			most = int(min(int64(most), lim.reset-total))
 		}
 		buf := f.conn.link.buffer()
-		n, err := src.Read((*buf)[:n])
+		n, err := src.Read((*buf)[:most])
 		now := time.Now()
-		if n > 0 {
+		shape = f.conn.link.shape.Load() // it may have waited for long
+		if n == 0 {
+			pool.Put(buf)
+		} else {
 			total += int64(n)
-			shape = f.conn.link.shape.Load() // it may have waited for long
-			link, conn = rates(shape)
-			out := later(f.link.take(now, n, link), f.own.take(now, n, conn))
+			lim = f.limits(shape)
+			out := later(f.link.take(now, n, lim.link), f.own.take(now, n, lim.conn))
 			p := packet{due: f.due(out, shape), data: (*buf)[:n], buf: buf}
 			if n <= own {
 				p.data, p.buf = append([]byte(nil), p.data...), nil
-				f.conn.link.pool.Put(buf)
+				pool.Put(buf)
 			}
 			if !f.push(p) || !f.pacer.until(out.Add(-lead)) {
 				return
 			}
-		} else {
-			f.conn.link.pool.Put(buf)
 		}
 		if err != nil {
 			p := packet{due: f.due(now, shape), end: resets}

@@ -73,34 +73,73 @@ func ping(t *testing.T, c net.Conn) time.Duration {
 	return time.Since(start)
 }
 
+// tries is how often something may be slower than it should: this machine may
+// be busy. Faster it may never be.
+const tries = 8
+
+// between measures until what it gets is at most high; below low it fails the
+// test at once.
+func between[N time.Duration | float64](t *testing.T, what string, low, high N, measure func() N) {
+	t.Helper()
+	var got N
+	for range tries {
+		if got = measure(); got < low {
+			break
+		}
+		if got <= high {
+			t.Logf("%s: %v", what, got)
+			return
+		}
+	}
+	t.Errorf("%s: %v, want %v to %v", what, got, low, high)
+}
+
+// warm is the median round trip of a connection that is open.
+func warm(t *testing.T, c net.Conn) func() time.Duration {
+	return func() time.Duration {
+		var all []time.Duration
+		for range 15 {
+			all = append(all, ping(t, c))
+		}
+		return wan.Median(all)
+	}
+}
+
 func TestLinkRoundTrip(t *testing.T) {
-	l := wan.StartLink(t, serve(t, echo), wan.Shape{RTT: 60 * time.Millisecond})
+	const ms = time.Millisecond
+	l := wan.StartLink(t, serve(t, echo), wan.Shape{RTT: 60 * ms})
+	between(t, "a new connection's first answer, two round trips of 60 ms", 120*ms, 125*ms,
+		func() time.Duration { return ping(t, dial(t, l)) })
 	c := dial(t, l)
-	first := ping(t, c)
-	if first < 120*time.Millisecond || first > 130*time.Millisecond {
-		t.Errorf("a new connection's first answer after %v, want two round trips of 60 ms", first)
+	ping(t, c)
+	between(t, "a round trip of 60 ms", 60*ms, 62*ms, warm(t, c))
+	l.SetShape(wan.Shape{RTT: 5 * ms, Instant: true})
+	ping(t, c)
+	between(t, "a round trip changed to 5 ms", 5*ms, 7*ms, warm(t, c))
+	between(t, "an instant connection's first answer", 5*ms, 9*ms, func() time.Duration { return ping(t, dial(t, l)) })
+}
+
+func TestLinkTraffic(t *testing.T) {
+	l := wan.StartLink(t, serve(t, echo), wan.Shape{})
+	a, b := dial(t, l), dial(t, l)
+	for _, c := range []net.Conn{a, b, b} {
+		ping(t, c)
 	}
-	var all []time.Duration
-	for range 25 {
-		all = append(all, ping(t, c))
+	a.Close()
+	ended := func(open int64) {
+		t.Helper()
+		lab.Eventually(t, 5*time.Second, "a connection's end", func() error {
+			if n := l.Traffic().Open; n != open {
+				return fmt.Errorf("%d are open", n)
+			}
+			return nil
+		})
 	}
-	if m := wan.Median(all); m < 60*time.Millisecond || m > 62*time.Millisecond {
-		t.Errorf("median round trip %v, want 60 to 62 ms: %v", m, all)
-	} else {
-		t.Logf("60 ms measured as %v", m)
-	}
-	l.SetShape(wan.Shape{RTT: 5 * time.Millisecond, Instant: true})
-	all = nil
-	for range 25 {
-		all = append(all, ping(t, c))
-	}
-	if m := wan.Median(all); m < 5*time.Millisecond || m > 7*time.Millisecond {
-		t.Errorf("median round trip %v after the change, want 5 to 7 ms", m)
-	}
-	if d := ping(t, dial(t, l)); d > 15*time.Millisecond {
-		t.Errorf("an instant connection's first answer after %v", d)
-	}
-	if tr := l.Traffic(); tr.Opened != 2 || tr.Peak != 2 || tr.Up != 52 || tr.Down != 52 {
+	ended(1)
+	b.Close()
+	ended(0)
+	ping(t, dial(t, l))
+	if tr := l.Traffic(); tr.Opened != 3 || tr.Peak != 2 || tr.Up != 4 || tr.Down != 4 {
 		t.Errorf("traffic %+v", tr)
 	}
 }
@@ -124,46 +163,49 @@ func TestLinkRates(t *testing.T) {
 		all.Wait()
 		return float64(l.Traffic().Down-before) / took.Seconds()
 	}
-	if r := measure(1, time.Second); r < 9.5e6 || r > 10.5e6 {
-		t.Errorf("one connection of 10 MB/s carries %.2f MB/s", r/1e6)
+	// Seconds a MB, so that too much is what may never be.
+	slowness := func(conns int) func() float64 {
+		return func() float64 { return 1e6 / measure(conns, time.Second) }
 	}
-	if r := measure(3, time.Second); r < 28e6 || r > 32e6 {
-		t.Errorf("three connections of 10 MB/s carry %.2f MB/s", r/1e6)
-	}
-	l.SetShape(wan.Shape{RTT: 20 * time.Millisecond, ConnDown: 10e6, Down: 15e6})
-	if r := measure(3, time.Second); r < 14e6 || r > 16.5e6 {
-		t.Errorf("three connections of a line of 15 MB/s carry %.2f MB/s", r/1e6)
-	}
+	between(t, "one connection of 10 MB/s", 0.94/10, 1.05/10, slowness(1))
+	between(t, "three connections of 10 MB/s", 0.94/30, 1.07/30, slowness(3))
+	l.SetShape(wan.Shape{RTT: 20 * time.Millisecond, ConnUp: 1e6, ConnDown: 10e6, Down: 15e6})
+	between(t, "three connections of a line of 15 MB/s", 0.94/15, 1.05/15, slowness(3))
 }
 
 // TestLinkIsFast has a line with delay carry all that two connections take.
 func TestLinkIsFast(t *testing.T) {
 	const want, took = 400e6, time.Second
-	l := wan.StartLink(t, serve(t, pour), wan.Shape{RTT: 40 * time.Millisecond})
-	var all sync.WaitGroup
-	for range 2 {
-		c := dial(t, l)
-		all.Go(func() {
-			buf := make([]byte, 256<<10)
-			c.SetDeadline(time.Now().Add(took + 60*time.Millisecond))
-			for err := error(nil); err == nil; {
-				_, err = c.Read(buf)
-			}
-			c.SetLinger(0)
-			c.Close()
-		})
-	}
-	var before, after syscall.Rusage
-	syscall.Getrusage(syscall.RUSAGE_SELF, &before)
-	all.Wait()
-	syscall.Getrusage(syscall.RUSAGE_SELF, &after)
-	rate := float64(l.Traffic().Down) / took.Seconds()
-	cpu := time.Duration(after.Utime.Nano() + after.Stime.Nano() - before.Utime.Nano() - before.Stime.Nano())
-	t.Logf("%.0f MB/s at 40 ms, %.2f s of processor time per GB, sender and receiver included",
-		rate/1e6, cpu.Seconds()/(float64(l.Traffic().Down)/1e9))
-	if rate < want {
-		t.Errorf("carries %.0f MB/s, want %.0f", rate/1e6, want/1e6)
-	}
+	addr := serve(t, pour)
+	between(t, "seconds for 400 MB at 40 ms", 0, 1, func() float64 {
+		l := wan.StartLink(t, addr, wan.Shape{RTT: 40 * time.Millisecond})
+		var all sync.WaitGroup
+		before := processor()
+		for range 2 {
+			c := dial(t, l)
+			all.Go(func() {
+				buf := make([]byte, 256<<10)
+				c.SetDeadline(time.Now().Add(took + 60*time.Millisecond))
+				for err := error(nil); err == nil; {
+					_, err = c.Read(buf)
+				}
+				c.SetLinger(0)
+				c.Close()
+			})
+		}
+		all.Wait()
+		sent := float64(l.Traffic().Down)
+		t.Logf("%.0f MB/s, %.2f s of processor time per GB, sender and receiver included",
+			sent/took.Seconds()/1e6, (processor()-before).Seconds()/(sent/1e9))
+		return want * took.Seconds() / sent
+	})
+}
+
+// processor is the processor time that this process has used.
+func processor() time.Duration {
+	var u syscall.Rusage
+	syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 func TestLinkResetsAfter(t *testing.T) {
@@ -267,4 +309,34 @@ func TestLinkPartition(t *testing.T) {
 func isTimeout(err error) bool {
 	var n net.Error
 	return errors.As(err, &n) && n.Timeout()
+}
+
+// TestLinkRatesUp limits what a client sends, and not what it gets.
+func TestLinkRatesUp(t *testing.T) {
+	const body = 1_000_000
+	l := wan.StartLink(t, serve(t, echo), wan.Shape{ConnUp: 2 * body, Up: 4 * body})
+	between(t, "3 MB at 4 MB/s", 730*time.Millisecond, 790*time.Millisecond, func() time.Duration {
+		return up(t, l, body)
+	})
+}
+
+// up has three connections send body bytes each, and get them back.
+func up(t *testing.T, l *wan.Link, body int64) time.Duration {
+	t.Helper()
+	start := time.Now()
+	var all sync.WaitGroup
+	for range 3 {
+		c := dial(t, l)
+		all.Go(func() {
+			c.Write(make([]byte, body))
+			c.CloseWrite()
+		})
+		all.Go(func() {
+			if n, err := io.Copy(io.Discard, c); n != body || err != nil {
+				t.Errorf("%d bytes came back, %v", n, err)
+			}
+		})
+	}
+	all.Wait()
+	return time.Since(start)
 }
