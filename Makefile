@@ -43,9 +43,10 @@ fuzz: ## fuzz every parser for FUZZTIME (10s) each
 		done; \
 	done
 
-bench: build ## compare with distribution's proxy and nginx's cache (root), and time the parts
+bench: build ## compare with distribution's proxy and nginx's cache, measure a chain of nodes (root), time the parts
 	conformance/setup.sh
 	$(GO) run ./conformance/bench
+	$(GO) run ./conformance/bench -wan
 	$(GO) test -run '^$$' -bench . -benchmem $$($(GO) list ./... | grep -v /conformance)
 
 soak: build ## run the concurrency and failure tests again and again

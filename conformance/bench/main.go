@@ -11,10 +11,16 @@
 // It wants root, Linux, two cores, nginx, taskset and ip, and what
 // conformance/setup.sh installs. BENCH_ROUNDS and BENCH_SECONDS say how often
 // and for how long each pair of server and question is measured.
+//
+// With -wan it measures a chain of weirs instead, with slow lines between
+// them, and prints tables and charts: the scenarios that the tests run in small
+// size (conformance/chain_*_test.go), in full size, with their bounds. It then
+// wants root, Linux and ip only. -run takes some of them, by a pattern.
 package main
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -37,8 +43,14 @@ const (
 )
 
 func main() {
+	wan := flag.Bool("wan", false, "measure a chain of nodes with slow lines between them")
+	pattern := flag.String("run", "^TestChain", "with -wan, which scenarios")
+	flag.Parse()
 	run := outside
-	if os.Getenv(insideEnv) != "" {
+	switch {
+	case *wan:
+		run = func() error { return chain(*pattern) }
+	case os.Getenv(insideEnv) != "":
 		run = inside
 	}
 	if err := run(); err != nil {
@@ -49,13 +61,10 @@ func main() {
 
 // outside makes the namespace and runs this program in it, on the load's core.
 func outside() error {
-	if os.Getuid() != 0 {
-		return errors.New("a network namespace needs root")
-	}
 	if runtime.NumCPU() < 2 {
 		return errors.New("one core for the server and one for the load are needed")
 	}
-	for _, tool := range []string{"ip", "taskset", "nginx"} {
+	for _, tool := range []string{"taskset", "nginx"} {
 		if _, err := find(tool); err != nil {
 			return err
 		}
@@ -64,28 +73,42 @@ func outside() error {
 	if err != nil {
 		return err
 	}
+	return inNamespace(namespace, func() error {
+		cmd := exec.Command("ip", "netns", "exec", namespace, "taskset", "-c", loadCore, self)
+		cmd.Env = append(os.Environ(), insideEnv+"=1")
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		return cmd.Run()
+	})
+}
+
+// inNamespace runs run while there is a network namespace of this name, whose
+// loopback is up and not paced.
+func inNamespace(name string, run func() error) error {
+	if os.Getuid() != 0 {
+		return errors.New("a network namespace needs root")
+	}
+	if _, err := find("ip"); err != nil {
+		return err
+	}
 	// What a run that was killed left behind.
-	_ = exec.Command("ip", "netns", "del", namespace).Run()
-	if out, err := exec.Command("ip", "netns", "add", namespace).CombinedOutput(); err != nil {
+	_ = exec.Command("ip", "netns", "del", name).Run()
+	if out, err := exec.Command("ip", "netns", "add", name).CombinedOutput(); err != nil {
 		return fmt.Errorf("ip netns add: %v: %s", err, out)
 	}
-	defer exec.Command("ip", "netns", "del", namespace).Run()
+	defer exec.Command("ip", "netns", "del", name).Run()
 	for _, args := range [][]string{
 		{"ip", "link", "set", "lo", "up"},
 		{"sh", "-c", "echo reno >/proc/sys/net/ipv4/tcp_congestion_control"},
 	} {
-		cmd := exec.Command("ip", append([]string{"netns", "exec", namespace}, args...)...)
+		cmd := exec.Command("ip", append([]string{"netns", "exec", name}, args...)...)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("%v: %v: %s", args, err, out)
 		}
 	}
 	// The child is told to stop by the same ^C; this process stays to clean up.
 	signal.Ignore(os.Interrupt)
-	cmd := exec.Command("ip", "netns", "exec", namespace, "taskset", "-c", loadCore, self)
-	cmd.Env = append(os.Environ(), insideEnv+"=1")
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	return cmd.Run()
+	return run()
 }
 
 // inside starts the servers, measures and prints.

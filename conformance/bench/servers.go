@@ -185,11 +185,7 @@ func (b *bench) start() error {
 }
 
 func (b *bench) weir() (*server, error) {
-	bin := os.Getenv("WEIR_BIN")
-	if bin == "" {
-		bin = filepath.Join("bin", "weir")
-	}
-	bin, err := filepath.Abs(bin)
+	bin, err := weirBinary()
 	if err != nil {
 		return nil, err
 	}

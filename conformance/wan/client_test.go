@@ -151,11 +151,16 @@ func TestSteady(t *testing.T) {
 		want time.Duration
 		ok   bool
 	}{
-		"undisturbed":   {make(func(int, *wan.Sample) {}), 0, true},
-		"slower a bit":  {make(during(1000, 4000, func(s *wan.Sample) { s.First = 24 * time.Millisecond })), 0, true},
-		"slow for 1 s":  {make(during(1000, 2000, slow)), time.Second, true},
-		"fails once":    {make(during(1500, 1510, func(s *wan.Sample) { s.Fault = wan.Status })), 750 * time.Millisecond, true},
-		"silent":        {make(during(1240, 1500, func(s *wan.Sample) { s.Tried = 0 })), 500 * time.Millisecond, true},
+		"undisturbed":  {make(func(int, *wan.Sample) {}), 0, true},
+		"slower a bit": {make(during(1000, 4000, func(s *wan.Sample) { s.First = 24 * time.Millisecond })), 0, true},
+		"slow for 1 s": {make(during(1000, 2000, slow)), time.Second, true},
+		"fails once":   {make(during(1500, 1510, func(s *wan.Sample) { s.Fault = wan.Status })), 750 * time.Millisecond, true},
+		"silent":       {make(during(1240, 1500, func(s *wan.Sample) { s.Tried = 0 })), 500 * time.Millisecond, true},
+		"one waits": {make(func(ms int, s *wan.Sample) {
+			if ms == 1100 {
+				s.First, s.Total = time.Second, time.Second
+			}
+		}), 1250 * time.Millisecond, true},
 		"slow for good": {make(during(2000, 4000, slow)), 3 * time.Second, false},
 	} {
 		got, ok := c.r.Steady(at(1000), at(4000))

@@ -232,39 +232,56 @@ func (r Report) Faults() string {
 
 // Steady is how long after event requests were as before it again: from then
 // on, in every quarter of a second until end, some were answered, none failed,
-// and each class's median time to first byte was within twice what it was from
-// the beginning to event, plus 5 ms of noise. ok is false if that was not so
-// before end.
+// each class's median time to first byte was within twice what it was from the
+// beginning to event, plus 5 ms of noise, and none was waiting a quarter of a
+// second longer than that. ok is false if that was not so before end.
 func (r Report) Steady(event, end time.Time) (after time.Duration, ok bool) {
-	before := map[string]time.Duration{}
-	was := Report{r.with(func(s Sample) bool { return s.At.Add(s.Total).Before(event) })}
+	bound := map[string]time.Duration{}
+	was := Report{r.with(func(s Sample) bool { return s.answered().Before(event) })}
 	for _, class := range was.Classes() {
-		before[class] = was.Median(class)
+		bound[class] = steadyFactor*was.Median(class) + steadyGrace
 	}
 	reached := event
 	for at := event; !at.Add(steadyWindow).After(end); at = at.Add(steadyWindow) {
-		to := at.Add(steadyWindow)
-		window := Report{r.with(func(s Sample) bool {
-			answered := s.At.Add(s.First)
-			if s.Fault != OK {
-				answered = s.At.Add(s.Total)
-			}
-			return !answered.Before(at) && answered.Before(to)
-		})}
-		if !window.asBefore(before) {
+		if to := at.Add(steadyWindow); !r.calm(at, to, bound) {
 			reached = to
 		}
 	}
 	return reached.Sub(event), end.Sub(reached) >= steadyWindow
 }
 
-func (r Report) asBefore(before map[string]time.Duration) bool {
-	if len(r.Samples) == 0 || len(r.Failed()) > 0 {
+// answered is when its first byte came, or that none would come.
+func (s Sample) answered() time.Time {
+	if s.Fault != OK {
+		return s.At.Add(s.Total)
+	}
+	return s.At.Add(s.First)
+}
+
+// calm reports whether between two times all was within its bound.
+func (r Report) calm(at, to time.Time, bound map[string]time.Duration) bool {
+	var now Report
+	for _, s := range r.Samples {
+		answered := s.answered()
+		if answered.Before(at) || !s.At.Before(to) {
+			continue
+		}
+		limit, known := bound[s.Item.Class]
+		waited := answered
+		if answered.Before(to) {
+			now.Samples = append(now.Samples, s)
+		} else {
+			waited = to
+		}
+		if known && waited.Sub(s.At) > limit+steadyWindow {
+			return false
+		}
+	}
+	if len(now.Samples) == 0 || len(now.Failed()) > 0 {
 		return false
 	}
-	for _, class := range r.Classes() {
-		was, known := before[class]
-		if known && r.Median(class) > steadyFactor*was+steadyGrace {
+	for _, class := range now.Classes() {
+		if limit, known := bound[class]; known && now.Median(class) > limit {
 			return false
 		}
 	}
