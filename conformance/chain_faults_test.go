@@ -18,7 +18,7 @@ type chainFault struct {
 	name       string
 	plan       wan.Plan
 	streams    bool // whether clients also pull blobs that take a while
-	hurt, mend func(top *wan.Topology)
+	hurt, mend func(t *testing.T, top *wan.Topology)
 }
 
 // chainFaults are what must cost speed, and no answer. Round trips are such
@@ -34,8 +34,8 @@ func chainFaults() []chainFault {
 	// So slow that a stream is longer under way than the kernel's buffers are
 	// deep: an edge that dies has not sent all of it.
 	streams.Clients = &wan.Shape{RTT: 2 * ms, ConnDown: 8e6}
-	killShield := func(top *wan.Topology) { top.Shields[0].Kill9() }
-	startShield := func(top *wan.Topology) { top.Shields[0].Start() }
+	killShield := func(_ *testing.T, top *wan.Topology) { top.Shields[0].Kill9() }
+	startShield := func(_ *testing.T, top *wan.Topology) { top.Shields[0].Start() }
 	lines := func(top *wan.Topology, do func(*wan.Link)) {
 		for _, e := range top.Edges {
 			do(e.Behind[0])
@@ -45,32 +45,33 @@ func chainFaults() []chainFault {
 		{name: "the shield dies", plan: chain, hurt: killShield, mend: startShield},
 		{name: "one of three shields dies", plan: three, hurt: killShield, mend: startShield},
 		{name: "the origin node dies", plan: origin,
-			hurt: func(top *wan.Topology) { top.Origin.Kill9() }, mend: func(top *wan.Topology) { top.Origin.Start() }},
+			hurt: func(_ *testing.T, top *wan.Topology) { top.Origin.Kill9() }, mend: func(_ *testing.T, top *wan.Topology) { top.Origin.Start() }},
 		{name: "the origin's store is lost", plan: origin,
-			hurt: func(top *wan.Topology) { chainSwap(top, top.Origin.Store, top.Origin.Store+".away") },
-			mend: func(top *wan.Topology) { chainSwap(top, top.Origin.Store+".away", top.Origin.Store) }},
+			hurt: func(t *testing.T, top *wan.Topology) { chainMove(t, top.Origin.Store, top.Origin.Store+".away", true) },
+			mend: func(t *testing.T, top *wan.Topology) { chainMove(t, top.Origin.Store+".away", top.Origin.Store, false) }},
 		{name: "an edge dies in mid-stream", plan: streams, streams: true,
-			hurt: func(top *wan.Topology) { top.Edges[0].Kill9() }, mend: func(top *wan.Topology) { top.Edges[0].Start() }},
+			hurt: func(_ *testing.T, top *wan.Topology) { top.Edges[0].Kill9() }, mend: func(_ *testing.T, top *wan.Topology) { top.Edges[0].Start() }},
 		{name: "edges and shield are cut off", plan: chain,
-			hurt: func(top *wan.Topology) { lines(top, func(l *wan.Link) { l.Block(wan.Hang) }) },
-			mend: func(top *wan.Topology) { lines(top, (*wan.Link).Heal) }},
+			hurt: func(_ *testing.T, top *wan.Topology) { lines(top, func(l *wan.Link) { l.Block(wan.Hang) }) },
+			mend: func(_ *testing.T, top *wan.Topology) { lines(top, (*wan.Link).Heal) }},
 	}
 }
 
-// chainSwap moves the origin's store, in one of two directions: while it is
-// away a plain file is where it was, as a mount that is gone is not an empty
-// directory either.
-func chainSwap(top *wan.Topology, from, to string) {
-	away := to != top.Origin.Store
+// chainMove moves the origin's store. While it is away a plain file is where it
+// was: a mount that is gone is not an empty directory either.
+func chainMove(t *testing.T, from, to string, away bool) {
+	t.Helper()
 	if !away {
-		_ = os.RemoveAll(to)
+		if err := os.RemoveAll(to); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := os.Rename(from, to); err != nil {
-		panic(fmt.Sprintf("move the origin's store: %v", err)) // of the test's own directory
+		t.Fatalf("the origin node keeps nothing in its store: %v", err)
 	}
 	if away {
 		if err := os.WriteFile(from, nil, 0o600); err != nil {
-			panic(err)
+			t.Fatal(err)
 		}
 	}
 }
@@ -93,9 +94,9 @@ func (f chainFault) run(t *testing.T) {
 	l.Run(calm / 2) // connections come about, and nothing is measured
 	begin := time.Now()
 	event := l.Run(calm)
-	f.hurt(top)
+	f.hurt(t, top)
 	l.Run(hurt)
-	f.mend(top)
+	f.mend(t, top)
 	healed := time.Now()
 	end := l.Run(mended)
 	all := l.Stop()
