@@ -23,11 +23,6 @@ func TestChainLatency(t *testing.T) {
 	}
 }
 
-// chainSeries is how often a series may be measured until it is within its
-// bound: among other tests the processors are not always free. In full size it
-// is measured once.
-func chainSeries() int { return either(3, 1) }
-
 func chainLatency(t *testing.T, rtt [3]time.Duration) {
 	rounds := either(7, 31)
 	u := wan.StartUpstream(t)

@@ -72,7 +72,6 @@ type Load struct {
 
 	mu      sync.Mutex
 	samples []Sample // guarded by mu
-	ended   bool     // guarded by mu
 }
 
 // StartLoad starts a load. The end of the test stops it, if nothing did before.
