@@ -30,13 +30,14 @@ func (b *bucket) take(now time.Time, n int, rate int64) time.Time {
 	return later(b.free, now)
 }
 
-// piece is how much to read at once for a line of these rates: two
-// milliseconds' worth, so that the line is even and its readers take turns.
+// piece is how much to read at once for a line of these rates: eight
+// milliseconds' worth, so that its readers take turns. Smaller ones would be
+// more even, and cost a wake-up of all who wait for each.
 func piece(rates ...int64) int {
 	n := int64(pieceMost)
 	for _, r := range rates {
 		if r > 0 {
-			n = min(n, max(r/500, pieceLeast))
+			n = min(n, max(r/125, pieceLeast))
 		}
 	}
 	return int(n)

@@ -89,6 +89,7 @@ type Topology struct {
 
 	t    testing.TB
 	plan Plan
+	used map[string]bool // addresses on which nothing listens yet
 }
 
 // Start lays out a topology, starts its nodes, those behind first, and waits
@@ -109,7 +110,7 @@ func LayOut(t testing.TB, u *Upstream, p Plan) *Topology {
 	if p.Edges < 1 {
 		t.Fatal("a topology without an edge")
 	}
-	top := &Topology{Upstream: u, Authority: NewAuthority(t), t: t, plan: p}
+	top := &Topology{Upstream: u, Authority: NewAuthority(t), t: t, plan: p, used: map[string]bool{}}
 	if p.Origin {
 		top.Origin = top.node("origin", true)
 	}
@@ -165,11 +166,17 @@ func FromBehind(nodes ...*Node) Traffic {
 }
 
 func (top *Topology) node(name string, tiers bool) *Node {
-	n := &Node{Weir: lab.NewWeir(top.t, filepath.Join(top.t.TempDir(), "data"), ""), Name: name, t: top.t}
+	n := &Node{Name: name, t: top.t}
+	// An address is free until its node starts, and so could be given twice.
+	for n.Weir == nil || top.used[n.Addr] || top.used[n.Ops] || n.Addr == n.Ops {
+		n.Weir = lab.NewWeir(top.t, filepath.Join(top.t.TempDir(), "data"), "")
+	}
+	top.used[n.Addr], top.used[n.Ops] = true, true
 	n.Door = n.URL
-	if tiers {
+	for tiers && (n.Tiers == "" || top.used[n.Tiers]) {
 		n.Tiers = lab.FreeAddr(top.t)
 	}
+	top.used[n.Tiers] = true
 	n.Upstream = StartLink(top.t, top.Upstream.Addr, top.plan.Upstream)
 	return n
 }
