@@ -84,7 +84,10 @@ func (f *flight) run(ctx context.Context, w registry.Want) {
 		err = registry.Wrap(registry.ErrUnavailable, err, "fill abandoned by its readers")
 	}
 	if far, ok := f.t.far.(registry.Doubter); ok && registry.KindOf(err) == registry.ErrCorrupt {
-		far.Doubt(w)
+		f.mu.Lock()
+		via := f.via
+		f.mu.Unlock()
+		far.Doubt(w, via) // before who tries again asks behind
 	}
 	f.t.land(f) // before the readers learn of it: who comes now looks near again
 	var d registry.Descriptor

@@ -46,9 +46,6 @@ var rooms = map[string][]string{
 	"cmd/weir": {"registry", "registry/names", "registry/entitle", "registry/gate", "registry/listen", "registry/steer",
 		"registry/ops", "registry/reply", "registry/outbound", "registry/trust", "npm", "oci",
 		"cachetiers", "cachetiers/peer", "cachetiers/origin", "cachetiers/origin/s3", "cachetiers/origin/gcs"},
-	"cmd/weir": {"registry", "registry/names", "registry/entitle", "registry/gate", "registry/listen", "registry/steer",
-		"registry/ops", "registry/reply", "registry/outbound", "registry/trust", "npm", "oci",
-		"cachetiers", "cachetiers/peer", "cachetiers/origin", "cachetiers/origin/s3", "cachetiers/origin/gcs"},
 }
 
 // leaves says which packages alone may import a library: cloud vendors each in

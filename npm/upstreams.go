@@ -115,6 +115,15 @@ func (u *Upstreams) pick(pkg string) *upstream {
 	return best
 }
 
+// Called is the name of the registry that a package is asked of, as it is
+// configured; "" if there is none.
+func (u *Upstreams) Called(pkg string) string {
+	if up := u.pick(pkg); up != nil {
+		return up.Name
+	}
+	return ""
+}
+
 // specificity is how closely a pattern says pkg; negative if it does not.
 func specificity(pattern, pkg string) int {
 	if pattern == pkg {

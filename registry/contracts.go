@@ -141,11 +141,11 @@ type Widener interface {
 }
 
 // A Doubter is a Source that may have its bytes from several places. Doubt
-// tells it that what it gave for w was not what w's digest names, so that it
-// asks elsewhere next time. It does not wait.
+// tells it that what it gave for w, by way of via, was not what w's digest
+// names, so that it asks elsewhere next time. It does not wait.
 type Doubter interface {
 	Source
-	Doubt(w Want)
+	Doubt(w Want, via Via)
 }
 
 // A Guard decides whether a call may go on. Admit answers from memory: it must

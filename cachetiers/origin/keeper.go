@@ -140,7 +140,7 @@ func (k *Keeper) Open(ctx context.Context, w registry.Want) (registry.Blob, erro
 		return nil, err
 	case kind == registry.ErrCorrupt:
 		k.health.good()
-		k.Doubt(w.Digest, err)
+		k.doubt(w.Digest, err)
 		return k.behind(ctx, w, errDoubted())
 	}
 	k.failed(err)
@@ -218,10 +218,10 @@ func (k *Keeper) failed(err error) {
 	}
 }
 
-// Doubt says that the store gave wrong bytes for a blob, and how that was
+// doubt says that the store gave wrong bytes for a blob, and how that was
 // found. From now on the blob comes from the next Source, and when it has
 // landed from there it replaces the one in the store. It does not wait.
-func (k *Keeper) Doubt(d digest.Digest, err error) {
+func (k *Keeper) doubt(d digest.Digest, err error) {
 	if k.doubts.add(d) {
 		k.o.Meter.Event("origin corrupt", k.o.Name)
 		k.o.Log.Error("a blob in the origin store is damaged; it will be replaced when it is pulled through again",
@@ -229,12 +229,15 @@ func (k *Keeper) Doubt(d digest.Digest, err error) {
 	}
 }
 
-// Corrupt is told of a blob that failed verification in the tier in front, and
-// where it came from. It is for cachetiers.Options.Corrupt, and doubts what
-// came from the store. It does not wait.
-func (k *Keeper) Corrupt(d digest.Digest, via registry.Via, err error) {
+// Doubt implements registry.Doubter: what came from the store is doubted, and
+// what came from behind it is told to that.
+func (k *Keeper) Doubt(w registry.Want, via registry.Via) {
 	if via.Detail == originDetail {
-		k.Doubt(d, err)
+		k.doubt(w.Digest, registry.Errorf(registry.ErrCorrupt, "what the origin store gave is not %s", w.Digest))
+		return
+	}
+	if next, ok := k.next.(registry.Doubter); ok {
+		next.Doubt(w, via)
 	}
 }
 
@@ -266,7 +269,7 @@ func (b *keptBlob) note(err error) {
 	}
 	b.told = true
 	if registry.KindOf(err) == registry.ErrCorrupt {
-		b.k.Doubt(b.Descriptor().Digest, err)
+		b.k.doubt(b.Descriptor().Digest, err)
 		return
 	}
 	b.k.failed(err)

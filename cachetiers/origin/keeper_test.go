@@ -493,11 +493,11 @@ func TestDoubt(t *testing.T) {
 		d := conformance.Describe("", data)
 		k.bucket.Spoil(keyOf(d), conformance.Bytes(2, 1000))
 		k.up.add(data)
-		k.Corrupt(d.Digest, registry.Via{Fwd: "miss", Detail: "upstream"}, errInjected) // not the store's fault
+		k.Doubt(registry.Want{Descriptor: d}, registry.Via{Fwd: "miss", Detail: "upstream"}) // not the store's fault
 		if _, from, _ := k.get(d); from != "origin" {
 			t.Errorf("from %s, want origin", from)
 		}
-		k.Corrupt(d.Digest, registry.Via{Fwd: "miss", Detail: "origin"}, errInjected)
+		k.Doubt(registry.Want{Descriptor: d}, registry.Via{Fwd: "miss", Detail: "origin"})
 		if got, from, err := k.get(d); from != "upstream" || err != nil || !bytes.Equal(got, data) {
 			t.Errorf("from %s, %v", from, err)
 		}

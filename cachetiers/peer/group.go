@@ -286,7 +286,7 @@ func (g *Group) gave(d digest.Digest, n *node) {
 
 // Doubt implements registry.Doubter: the node that gave the blob last is not
 // asked for it for a while.
-func (g *Group) Doubt(w registry.Want) {
+func (g *Group) Doubt(w registry.Want, via registry.Via) {
 	now := time.Now()
 	g.mu.Lock()
 	n := g.served[w.Digest]
@@ -304,7 +304,7 @@ func (g *Group) Doubt(w registry.Want) {
 		g.o.Log.Warn("a node behind gave wrong bytes; it is not asked for this blob for a while", "node", n.client.host, "digest", w.Digest)
 	}
 	if next, ok := g.o.Beyond.(registry.Doubter); ok {
-		next.Doubt(w)
+		next.Doubt(w, via)
 	}
 }
 

@@ -48,6 +48,9 @@ func (c *Config) check() error {
 	if err := c.checkChain(); err != nil {
 		return err
 	}
+	if err := c.checkOrigin(); err != nil {
+		return err
+	}
 	if err := c.checkLog(); err != nil {
 		return err
 	}

@@ -1,0 +1,94 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+
+	"github.com/weir-registry/weir/cachetiers/origin"
+	"github.com/weir-registry/weir/cachetiers/origin/gcs"
+	"github.com/weir-registry/weir/cachetiers/origin/s3"
+	"github.com/weir-registry/weir/npm"
+	"github.com/weir-registry/weir/oci"
+	"github.com/weir-registry/weir/registry"
+)
+
+// originSchemes is what origin.blobs can begin with.
+const originSchemes = s3.Scheme + "://, " + gcs.Scheme + "://"
+
+// schemeOf is what is before "://" in an address, "" if it has none.
+func schemeOf(address string) string {
+	scheme, _, ok := strings.Cut(address, "://")
+	if !ok {
+		return ""
+	}
+	return scheme
+}
+
+// checkOrigin checks origin.blobs without touching anything.
+func (c *Config) checkOrigin() error {
+	if c.Origin.Blobs == "" {
+		return nil
+	}
+	var err error
+	switch schemeOf(c.Origin.Blobs) {
+	case s3.Scheme:
+		err = s3.Check(c.Origin.Blobs)
+	case gcs.Scheme:
+		err = gcs.Check(c.Origin.Blobs)
+	default:
+		err = errOrigin()
+	}
+	if err != nil {
+		return fmt.Errorf("origin.blobs: %w", err)
+	}
+	return nil
+}
+
+// errOrigin does not repeat the address, which may have credentials in it.
+func errOrigin() error { return fmt.Errorf("an address that begins with none of %s", originSchemes) }
+
+// openOrigin opens the store that origin.blobs names, nil if it names none. It
+// spools in dir, which is its own. What is behind the address is not asked for
+// anything: a node starts when its bucket is dead. The store lives as long as
+// the process.
+func openOrigin(ctx context.Context, c *Config, dir string, log *slog.Logger) (registry.Store, error) {
+	if c.Origin.Blobs == "" {
+		return nil, nil
+	}
+	var bucket origin.Bucket
+	var err error
+	switch schemeOf(c.Origin.Blobs) {
+	case s3.Scheme:
+		bucket, err = s3.Open(ctx, c.Origin.Blobs, s3.Options{})
+	case gcs.Scheme:
+		bucket, err = gcs.Open(ctx, c.Origin.Blobs, gcs.Options{})
+	default:
+		err = errOrigin()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("origin.blobs: %w", err)
+	}
+	store, err := origin.NewStore(bucket, origin.StoreOptions{Spool: dir, Log: log})
+	if err != nil {
+		return nil, fmt.Errorf("origin.blobs: %w", err)
+	}
+	log.Info("origin store", "bucket", bucket.String())
+	return store, nil
+}
+
+// keeps is a function that reports whether what a name stands for is written to
+// origin.blobs: its upstream's keep says so.
+func (c *Config) keeps(packages *npm.Upstreams) func(registry.Name) bool {
+	return func(n registry.Name) bool {
+		switch n.Space {
+		case oci.Space:
+			name, _, _ := strings.Cut(n.Repo, "/")
+			return c.OCI.Upstreams[name].Keep.On()
+		case npmSpace:
+			return c.NPM.Upstreams[packages.Called(n.Repo)].Keep.On()
+		}
+		return false
+	}
+}
