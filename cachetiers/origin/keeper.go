@@ -188,7 +188,7 @@ func (k *Keeper) ask(ctx context.Context, w registry.Want) (registry.Blob, error
 	}()
 	timer := time.NewTimer(k.o.Patience)
 	defer timer.Stop()
-	err := ctx.Err()
+	var err error
 	select {
 	case a := <-answers:
 		if a.err != nil {

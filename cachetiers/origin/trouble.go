@@ -26,7 +26,7 @@ type Trouble struct {
 // that tells an operator what to do. Only what is certainly a missing key is
 // ErrNotFound: a 404 without a code that says so is for the caller to decide.
 func (t Trouble) Error(doing string) error {
-	kind, advice := t.judge()
+	advice, kind := t.judge()
 	text := doing
 	if advice != "" {
 		text += ": " + advice
@@ -34,43 +34,43 @@ func (t Trouble) Error(doing string) error {
 	return &registry.Error{Kind: kind, Text: text, After: retryAfter(t.Header), Err: t.Err}
 }
 
-// judge finds the kind and what to do about it. Codes come first: they say
+// judge finds what to do about it, and the kind. Codes come first: they say
 // more than the status, which compatible servers do not agree on.
-func (t Trouble) judge() (kind error, advice string) {
+func (t Trouble) judge() (advice string, kind error) {
 	switch t.Code {
 	case "NoSuchKey":
-		return registry.ErrNotFound, ""
+		return "", registry.ErrNotFound
 	case "NoSuchBucket":
-		return registry.ErrUnavailable, "the bucket does not exist; make it, or correct origin.blobs"
+		return "the bucket does not exist; make it, or correct origin.blobs", registry.ErrUnavailable
 	case "SlowDown", "RequestLimitExceeded", "TooManyRequests", "Throttling", "ThrottlingException", "rateLimitExceeded", "userRateLimitExceeded":
-		return registry.ErrLimited, "the bucket is asked too often; ask its provider for a higher rate, or use another prefix"
+		return "the bucket is asked too often; ask its provider for a higher rate, or use another prefix", registry.ErrLimited
 	case "QuotaExceeded", "quotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "InsufficientStorage":
-		return registry.ErrNoRoom, "the bucket's quota is used up; raise it, or delete from the bucket"
+		return "the bucket's quota is used up; raise it, or delete from the bucket", registry.ErrNoRoom
 	case "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "TokenRefreshRequired":
-		return registry.ErrUnavailable, "the credentials are wrong or have expired; correct them in the environment or the shared files"
+		return "the credentials are wrong or have expired; correct them in the environment or the shared files", registry.ErrUnavailable
 	case "RequestTimeTooSkewed":
-		return registry.ErrUnavailable, "this machine's clock is wrong"
+		return "this machine's clock is wrong", registry.ErrUnavailable
 	case "PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException":
-		return registry.ErrUnavailable, "the bucket is in another region; correct region in origin.blobs"
+		return "the bucket is in another region; correct region in origin.blobs", registry.ErrUnavailable
 	}
 	switch t.Status {
 	case http.StatusMovedPermanently, http.StatusTemporaryRedirect:
-		return registry.ErrUnavailable, "the bucket is elsewhere; correct region and endpoint in origin.blobs"
+		return "the bucket is elsewhere; correct region and endpoint in origin.blobs", registry.ErrUnavailable
 	case http.StatusUnauthorized, http.StatusForbidden:
-		return registry.ErrUnavailable, "the credentials may not do this; they need to read, write, delete and list objects under the prefix " +
-			"(without the right to list, a bucket refuses to say that a key is not there)"
+		return "the credentials may not do this; they need to read, write, delete and list objects under the prefix " +
+			"(without the right to list, a bucket refuses to say that a key is not there)", registry.ErrUnavailable
 	case http.StatusTooManyRequests:
-		return registry.ErrLimited, "the bucket is asked too often; ask its provider for a higher rate"
+		return "the bucket is asked too often; ask its provider for a higher rate", registry.ErrLimited
 	case http.StatusRequestedRangeNotSatisfiable:
-		return registry.ErrInvalid, ""
+		return "", registry.ErrInvalid
 	case http.StatusRequestEntityTooLarge:
-		return registry.ErrTooLarge, "the bucket takes no objects of this size"
+		return "the bucket takes no objects of this size", registry.ErrTooLarge
 	case http.StatusInsufficientStorage:
-		return registry.ErrNoRoom, "the bucket has no room; add some, or delete from the bucket"
+		return "the bucket has no room; add some, or delete from the bucket", registry.ErrNoRoom
 	case 0:
-		return registry.ErrUnavailable, "no answer"
+		return "no answer", registry.ErrUnavailable
 	}
-	return registry.ErrUnavailable, "the bucket answered with status " + strconv.Itoa(t.Status)
+	return "the bucket answered with status " + strconv.Itoa(t.Status), registry.ErrUnavailable
 }
 
 // retryAfter is what a header asks for, in whole seconds, at most an hour.
