@@ -16,7 +16,7 @@ func (t *Tier) direct(ctx context.Context, w registry.Want) (registry.Blob, erro
 	whole := w
 	whole.Offset, whole.Length = 0, -1
 	// Of a blob whose size is not known any run may be the whole of it.
-	if w.Length == 0 || w.Length > 0 && w.Size >= 0 && w.Offset+w.Length < w.Size {
+	if w.Length == 0 || w.Length > 0 && w.Size >= 0 && w.Length < w.Size-w.Offset {
 		return t.far.Open(ctx, w)
 	}
 	h, err := registry.NewHash(w.Digest)
