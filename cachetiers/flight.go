@@ -33,6 +33,13 @@ const (
 	longLinger = 10 * time.Minute
 	// finishBytes: with less than this to go, a flight without readers ends.
 	finishBytes = 16 << 20
+	// wakeEnough is for how many bytes a reader is woken that has had some, and
+	// wakeDelay how long it waits for them.
+	wakeEnough = 128 << 10
+	wakeDelay  = 2 * time.Millisecond
+	// maxSegmented is the largest blob there is: its segments are counted in
+	// memory, and a size is what someone else's manifest says.
+	maxSegmented = 1 << 43
 )
 
 // A flight is one fill of the near store from the far side, and what its
@@ -43,42 +50,34 @@ type flight struct {
 	from   registry.Name
 	cancel context.CancelFunc
 
-	readers int         // guarded by t.mu
-	landed  bool        // guarded by t.mu
-	linger  *time.Timer // guarded by t.mu
-	longer  bool        // guarded by t.mu; linger runs for the second time
+	readers   int         // guarded by t.mu
+	landed    bool        // guarded by t.mu
+	abandoned bool        // guarded by t.mu
+	linger    *time.Timer // guarded by t.mu
+	longer    bool        // guarded by t.mu; linger runs for the second time
 
-	mu    sync.Mutex
-	more  chan struct{}       // guarded by mu; closed and replaced when anything below changes
-	ready bool                // guarded by mu; the far side has answered
-	desc  registry.Descriptor // guarded by mu; set when ready
-	via   registry.Via        // guarded by mu; set when ready
-	stage registry.Stage      // guarded by mu; set when ready
-	n     int64               // guarded by mu; bytes staged
-	segs  *segments           // guarded by mu; nil: one stream fills it in order
-	wants []*interest         // guarded by mu; what its readers want, first come first
-	done  bool                // guarded by mu; committed, or failed with err
-	err   error               // guarded by mu
-	users int                 // guarded by mu; who still needs stage: readers and the fill
-}
-
-// An interest is what one reader wants of a flight.
-type interest struct {
-	at, end int64 // the next byte it wants, and behind the last
-	whole   bool  // the blob to its end: what is given last is verified first
-	ahead   bool  // the rest will be wanted too
-	waiting bool  // for the byte at at
+	mu     sync.Mutex
+	ready  bool                // guarded by mu; the far side has answered
+	desc   registry.Descriptor // guarded by mu; set when ready
+	via    registry.Via        // guarded by mu; set when ready
+	stage  registry.Stage      // guarded by mu; set when ready
+	n      int64               // guarded by mu; bytes staged
+	segs   *segments           // guarded by mu; nil: one stream fills it in order
+	wants  []*interest         // guarded by mu; what its readers want, first come first
+	waking bool                // guarded by mu; wakeLate will be called
+	done   bool                // guarded by mu; committed, or failed with err
+	err    error               // guarded by mu
+	users  int                 // guarded by mu; who still needs stage: readers and the fill
 }
 
 func newFlight(t *Tier, w registry.Want) *flight {
-	return &flight{t: t, digest: w.Digest, from: w.From, more: make(chan struct{}), users: 1}
+	return &flight{t: t, digest: w.Digest, from: w.From, users: 1}
 }
 
 // run fills the near store; it is the flight's only writer.
 func (f *flight) run(ctx context.Context, w registry.Want) {
 	w.Offset, w.Length = 0, -1
 	err := f.fill(ctx, w)
-	abandoned := ctx.Err() != nil
 	f.cancel()
 	if err != nil && errors.Is(err, context.Canceled) {
 		err = registry.Wrap(registry.ErrUnavailable, err, "fill abandoned by its readers")
@@ -89,16 +88,17 @@ func (f *flight) run(ctx context.Context, w registry.Want) {
 		f.mu.Unlock()
 		far.Doubt(w, via) // before who tries again asks behind
 	}
-	f.t.land(f) // before the readers learn of it: who comes now looks near again
+	abandoned := f.t.land(f) // before the readers learn of it: who comes now looks near again
 	var d registry.Descriptor
 	var via registry.Via
 	f.set(func() { f.done, f.err, d, via = true, err, f.desc, f.via })
 	f.release()
-	if err == nil && f.t.o.Landed != nil {
+	switch {
+	case err == nil && f.t.o.Landed != nil:
 		d.Size = f.staged()
 		f.t.o.Landed(d, f.from, via)
-	}
-	if err != nil && !abandoned && registry.KindOf(err) != registry.ErrNotFound {
+	case err == nil || abandoned || errors.Is(err, errUnwanted) || registry.KindOf(err) == registry.ErrNotFound:
+	default:
 		f.t.o.Log.Warn("fill", "tier", f.t.o.Name, "digest", f.digest, "from", f.from.String(), "err", err)
 	}
 }
@@ -109,11 +109,15 @@ func (f *flight) fill(ctx context.Context, w registry.Want) error {
 	if !ok || w.Size < f.t.o.SegmentFrom {
 		return f.stream(ctx, w)
 	}
-	stage, err := store.stageSegments(ctx, w.Descriptor, f.t.o.Segment)
+	if w.Size > maxSegmented {
+		// Whoever says so is wrong, which those who read it will be told.
+		return registry.Errorf(registry.ErrNoRoom, "%s is said to have %d bytes", w.Digest, w.Size)
+	}
+	stage, left, err := store.stageSegments(ctx, w.Descriptor, f.t.o.Segment)
 	if err != nil {
 		return err
 	}
-	return f.inSegments(ctx, w, stage)
+	return f.inSegments(ctx, w, stage, left)
 }
 
 // stream fills from one stream, in order.
@@ -223,9 +227,42 @@ func (f *flight) set(change func()) {
 	f.wakeLocked()
 }
 
+// wakeLocked wakes those readers who have what they wait for. With many readers
+// at the place where bytes arrive it is dear to wake all for each few of them:
+// who has been given some before waits until there are enough, or a moment.
 func (f *flight) wakeLocked() {
-	close(f.more)
-	f.more = make(chan struct{})
+	late := false
+	for _, in := range f.wants {
+		switch {
+		case in.needs == nothing || !f.servedLocked(in):
+		case f.done || in.needs != aByte || !in.fed || f.enoughLocked(in):
+			in.poke()
+		default:
+			late = true
+		}
+	}
+	if late && !f.waking {
+		f.waking = true
+		time.AfterFunc(wakeDelay, f.wakeLate)
+	}
+}
+
+// enoughLocked reports whether it is worth it to wake in.
+func (f *flight) enoughLocked(in *interest) bool {
+	to := f.visibleLocked(in)
+	return to-in.at >= wakeEnough || to >= in.end
+}
+
+// wakeLate wakes who has not enough.
+func (f *flight) wakeLate() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.waking = false
+	for _, in := range f.wants {
+		if in.needs != nothing && f.servedLocked(in) {
+			in.poke()
+		}
+	}
 }
 
 func (f *flight) staged() int64 {
@@ -273,11 +310,14 @@ func (f *flight) leave(in *interest) {
 		f.t.leftLocked(f)
 	}
 	f.t.mu.Unlock()
-	f.set(func() {
-		if i := slices.Index(f.wants, in); i >= 0 {
-			f.wants = slices.Delete(f.wants, i, i+1)
-		}
-	})
+	f.mu.Lock()
+	if i := slices.Index(f.wants, in); i >= 0 {
+		f.wants = slices.Delete(f.wants, i, i+1)
+	}
+	if f.segs != nil {
+		f.segs.turn.poke()
+	}
+	f.mu.Unlock()
 	f.release()
 }
 

@@ -3,19 +3,78 @@ package cachetiers
 import (
 	"context"
 	"io"
+	"math"
 	"os"
 
 	"github.com/weir-registry/weir/registry"
 )
+
+// A need is what a reader waits for.
+type need int
+
+const (
+	nothing  need = iota
+	anAnswer      // of the far side, or of the disk
+	aByte         // the one at interest.at
+)
+
+// A signal wakes one goroutine, which then looks for itself what is new.
+type signal chan struct{}
+
+func newSignal() signal { return make(signal, 1) }
+
+func (s signal) poke() {
+	select {
+	case s <- struct{}{}:
+	default: // it will look
+	}
+}
+
+// An interest is what one reader wants of a flight. All of it is guarded by
+// the flight's mu, once the reader has joined.
+type interest struct {
+	signal
+	at, end int64 // the next byte it wants, and behind the last
+	whole   bool  // the blob to its end: what is given last is verified first
+	ahead   bool  // the rest will be wanted too
+	needs   need
+	fed     bool // it has been given bytes
+}
+
+func newInterest(w registry.Want) *interest {
+	in := &interest{signal: newSignal(), ahead: w.Ahead}
+	in.wants(w, w.Size)
+	return in
+}
+
+// wants says what w wants of a blob of size bytes (negative: not known).
+//
+// A run that ends before the blob does is no whole blob, so nothing of it waits
+// for the digest: formats that are read in pieces have their table of contents
+// at the end, and it must not cost all that is before it. Who puts a blob
+// together from such runs has its digest to compare.
+func (in *interest) wants(w registry.Want, size int64) {
+	offset, length, ok := w.Clip(size)
+	if !ok {
+		in.at, in.end, in.whole = 0, 0, false // it will be told
+		return
+	}
+	in.at, in.end = offset, offset+length
+	if length < 0 || in.end < offset {
+		in.end = math.MaxInt64
+	}
+	in.whole = length != 0 && (w.Length < 0 || offset == 0 && length == size)
+}
 
 // visibleLocked is up to where a reader that is at in.at may have bytes.
 func (f *flight) visibleLocked(in *interest) int64 {
 	switch {
 	case f.done && f.err == nil:
 		return f.n
-	case f.done:
+	case f.done && (f.segs == nil || in.whole || registry.KindOf(f.err) != registry.ErrUnavailable):
 		return 0
 	case f.segs != nil:
+		// What is there of a run is as good as before if a fill breaks off.
 		end := f.segs.reachLocked(in.at)
 		if in.whole {
 			end = min(end, max(f.desc.Size-holdBack, 0))
@@ -27,40 +86,41 @@ func (f *flight) visibleLocked(in *interest) int64 {
 	return max(f.n-holdBack, 0)
 }
 
-// wait returns when ok says so, the flight is done, or ctx is. It is called
-// with f.mu held, as ok is, and returns with it held.
-func (f *flight) waitLocked(ctx context.Context, ok func() bool) error {
-	for !ok() && !f.done {
-		more := f.more
+// servedLocked reports whether in has what it needs, or never will.
+func (f *flight) servedLocked(in *interest) bool {
+	switch {
+	case f.done || in.needs == nothing:
+		return true
+	case in.needs == anAnswer:
+		return f.ready
+	}
+	return f.visibleLocked(in) > in.at
+}
+
+// waitLocked returns when in has what it needs, the flight is done, or ctx is.
+// It is called with f.mu held, and returns with it held.
+func (f *flight) waitLocked(ctx context.Context, in *interest, needs need) error {
+	in.needs = needs
+	defer func() { in.needs = nothing }()
+	if f.servedLocked(in) {
+		return nil
+	}
+	if f.segs != nil {
+		f.segs.startLocked() // it may be the one to be served first now
+	}
+	for !f.servedLocked(in) {
 		f.mu.Unlock()
 		select {
-		case <-more:
+		case <-in.signal:
 		case <-ctx.Done():
 		}
 		f.mu.Lock()
-		if err := ctx.Err(); err != nil && !ok() {
+		if err := ctx.Err(); err != nil && !f.servedLocked(in) {
 			return &registry.Error{Kind: registry.ErrUnavailable, Text: "wait for " + string(f.digest), After: retryAfter,
 				Public: "what is behind did not answer in time", Err: err}
 		}
 	}
 	return nil
-}
-
-// wanted is what w wants of a blob, whose size may not be known.
-//
-// A run that ends before the blob does is no whole blob, so nothing of it waits
-// for the digest: formats that are read in pieces have their table of contents
-// at the end, and it must not cost all that is before it. Who puts a blob
-// together from such runs has its digest to compare.
-func wanted(w registry.Want) *interest {
-	in := &interest{at: w.Offset, end: w.Offset + w.Length, whole: w.Length < 0, ahead: w.Ahead}
-	if in.whole || w.Size >= 0 && in.end > w.Size {
-		in.end = w.Size
-	}
-	if w.Offset == 0 && w.Size >= 0 && in.end == w.Size {
-		in.whole = true
-	}
-	return in
 }
 
 // open makes one reader of the flight.
@@ -69,11 +129,14 @@ func (f *flight) open(ctx context.Context, w registry.Want, in *interest, joined
 	defer cancel()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if err := f.waitLocked(wait, func() bool { return f.ready }); err != nil {
+	if err := f.waitLocked(wait, in, anAnswer); err != nil {
 		return nil, err
 	}
-	if small := f.ready && f.desc.Size >= 0 && f.desc.Size <= waitWhole; small && w.Length != 0 {
-		if err := f.waitLocked(wait, func() bool { return f.visibleLocked(in) > w.Offset }); err != nil {
+	if f.ready {
+		in.wants(w, f.desc.Size) // which may be known only now
+	}
+	if small := f.ready && f.desc.Size >= 0 && f.desc.Size <= waitWhole; small && w.Length != 0 && (in.at < in.end || f.segs == nil) {
+		if err := f.waitLocked(wait, in, aByte); err != nil {
 			return nil, err
 		}
 	}
@@ -158,31 +221,19 @@ func (r *reader) avail() (int64, error) {
 		// visible, so this run is as right as it can be known to be.
 		return 0, nil
 	}
-	if err := f.waitForLocked(r.ctx, r.in, r.at); err != nil {
+	r.in.at = r.at
+	if err := f.waitLocked(r.ctx, r.in, aByte); err != nil {
 		return 0, err
 	}
-	if f.done && f.err != nil {
+	n := f.visibleLocked(r.in) - r.at
+	if n <= 0 && f.done {
 		return 0, f.err
 	}
-	n := f.visibleLocked(r.in) - r.at
 	if end >= 0 {
 		n = min(n, end-r.at)
 	}
-	return max(n, 0), nil
-}
-
-// waitForLocked waits until the byte at at may be had, and lets the fill know.
-func (f *flight) waitForLocked(ctx context.Context, in *interest, at int64) error {
-	in.at = at
-	if f.visibleLocked(in) > at {
-		return nil
-	}
-	in.waiting = true
-	defer func() { in.waiting = false }()
-	if f.segs != nil {
-		f.segs.startLocked()
-	}
-	return f.waitLocked(ctx, func() bool { return f.visibleLocked(in) > at })
+	r.in.fed = true
+	return n, nil
 }
 
 // goOn continues without the flight, if that failed for want of room.
@@ -238,6 +289,7 @@ func (r *reader) WriteTo(w io.Writer) (written int64, err error) {
 	if _, err := r.file.Seek(r.at, io.SeekStart); err != nil {
 		return 0, registry.Wrap(registry.ErrUnavailable, err, "seek in the staged bytes of "+string(r.f.digest))
 	}
+	run := io.LimitedReader{R: r.file}
 	for {
 		n, err := r.avail()
 		if err != nil {
@@ -250,7 +302,8 @@ func (r *reader) WriteTo(w io.Writer) (written int64, err error) {
 		if n == 0 {
 			return written, nil
 		}
-		m, err := to.ReadFrom(&io.LimitedReader{R: r.file, N: n})
+		run.N = n
+		m, err := to.ReadFrom(&run)
 		written += m
 		r.at += m
 		if err != nil {

@@ -43,12 +43,16 @@ const (
 	maxPartials = 64
 	// partialAge is for how long; what nobody came back for goes.
 	partialAge = 24 * time.Hour
+	// partWait is for how long a stage waits for the one before it, of the
+	// same digest, to let go of the part.
+	partWait = 2 * time.Second
 )
 
-// segmentStore is a Store in which a blob can be staged in segments.
+// segmentStore is a Store in which a blob can be staged in segments. left is
+// what an earlier stage noted of them; whether that is right recall tells.
 type segmentStore interface {
 	registry.Store
-	stageSegments(ctx context.Context, expect registry.Descriptor, segment int64) (segmentStage, error)
+	stageSegments(ctx context.Context, expect registry.Descriptor, segment int64) (s segmentStage, left map[int]partial, err error)
 }
 
 // segmentStage is a Stage that is written in any order; expect had its digest
@@ -56,9 +60,6 @@ type segmentStore interface {
 // others by any, for one segment by one at a time.
 type segmentStage interface {
 	registry.FileStage
-	// left is how many bytes of segment k an earlier stage noted, from its
-	// beginning; whether they are right recall tells.
-	left(k int) int64
 	// recall gives what an earlier stage left of segment k: how many bytes
 	// from its beginning, and their CRC-32C.
 	recall(k int) (have int64, crc uint32)
@@ -68,16 +69,17 @@ type segmentStage interface {
 	mark(k int, have int64, crc uint32)
 	// follow takes what is placed before to into the digest.
 	follow(to int64) error
-	// park makes Close leave what was marked for the next stage of this
-	// digest, instead of removing it.
+	// park leaves what was marked for the next stage of this digest, instead
+	// of having Close remove it. Nothing is placed after it; what was placed
+	// can be read until Close.
 	park()
 }
 
 // A part is a fill that was cut off, or one that runs.
 type part struct {
-	bytes int64 // on the disk, while nobody writes it
+	bytes int64 // on the disk when the last stage left it
 	at    time.Time
-	busy  bool // a stage has it
+	free  chan struct{} // closed when the stage that has it lets go; nil: nobody has it
 }
 
 func (d *Disk) partials() string { return filepath.Join(d.root, "partial") }
@@ -111,7 +113,8 @@ func (d *Disk) loadParts() error {
 				}
 			}
 			d.trash = append(d.trash, filepath.Join(d.partials(), file.Name()))
-		case err != nil || lerr != nil || !registry.ValidDigest(dg) || !info.Mode().IsRegular():
+		case err != nil || lerr != nil || !registry.ValidDigest(dg) || !info.Mode().IsRegular() ||
+			d.partPath(dg) != filepath.Join(d.partials(), name):
 			d.trash = append(d.trash, filepath.Join(d.partials(), file.Name()))
 		default:
 			d.parts[dg] = &part{bytes: onDisk(info), at: info.ModTime()}
@@ -143,7 +146,7 @@ func (d *Disk) ageLocked(now time.Time) {
 
 func (d *Disk) oldestPartLocked() (dg digest.Digest, oldest *part) {
 	for at, p := range d.parts {
-		if !p.busy && (oldest == nil || p.at.Before(oldest.at)) {
+		if p.free == nil && (oldest == nil || p.at.Before(oldest.at)) {
 			dg, oldest = at, p
 		}
 	}
@@ -166,56 +169,81 @@ func (d *Disk) dropPartLocked(dg digest.Digest) {
 
 // stageSegments implements segmentStore. What an earlier stage of the same
 // digest, size and segments left is taken over.
-func (d *Disk) stageSegments(ctx context.Context, expect registry.Descriptor, segment int64) (segmentStage, error) {
+func (d *Disk) stageSegments(ctx context.Context, expect registry.Descriptor, segment int64) (segmentStage, map[int]partial, error) {
 	h, err := stageHash(expect)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	s := &diskSegments{diskStage: diskStage{d: d, expect: expect, hash: h}, segment: segment}
-	if !d.takePart(expect.Digest) {
-		// Its last stage is being closed: this one goes without.
+	if d.takePart(ctx, expect.Digest) {
+		s.part = d.partPath(expect.Digest)
+		s.path = s.part + ".data"
+	} else {
+		// Another stage of this digest goes on: this one does without.
 		d.mu.Lock()
 		s.path = d.nextLocked()
 		d.mu.Unlock()
-	} else {
-		s.part = d.partPath(expect.Digest)
-		s.path = s.part + ".data"
 	}
 	if err := s.begin(); err != nil {
-		s.Close()
-		return nil, err
+		s.abort()
+		return nil, nil, err
 	}
-	return s, nil
+	return s, s.found, nil
 }
 
-// takePart makes dg's part the caller's, and reports false if it is another's.
-func (d *Disk) takePart(dg digest.Digest) bool {
+// takePart makes dg's part the caller's. If another stage has it, takePart
+// waits a little, since that one may be about to end, and reports false if it
+// does not.
+func (d *Disk) takePart(ctx context.Context, dg digest.Digest) bool {
+	ctx, cancel := context.WithTimeout(ctx, partWait)
+	defer cancel()
+	for {
+		busy := d.tryPart(dg)
+		if busy == nil {
+			return true
+		}
+		select {
+		case <-busy:
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// tryPart makes dg's part the caller's, or returns what is closed when the
+// stage that has it lets go.
+func (d *Disk) tryPart(dg digest.Digest) (busy <-chan struct{}) {
 	d.mu.Lock()
 	defer d.unlock()
 	d.ageLocked(time.Now())
 	p := d.parts[dg]
-	switch {
-	case p == nil:
-		d.parts[dg] = &part{busy: true}
-	case p.busy:
-		return false
-	default:
-		d.parked -= p.bytes
-		p.busy, p.bytes = true, 0
+	if p == nil {
+		p = new(part)
+		d.parts[dg] = p
 	}
-	return true
+	if p.free != nil {
+		return p.free
+	}
+	p.free = make(chan struct{})
+	d.parked -= p.bytes
+	return nil
 }
 
-// leavePart gives dg's part back: with so many bytes, or none for good.
+// leavePart gives dg's part back with so many bytes: none is for good, and a
+// negative number leaves it as it was taken.
 func (d *Disk) leavePart(dg digest.Digest, bytes int64) {
 	d.mu.Lock()
 	defer d.unlock()
-	if bytes == 0 {
+	p := d.parts[dg]
+	close(p.free)
+	if p.free = nil; bytes >= 0 {
+		p.bytes, p.at = bytes, time.Now()
+	}
+	if p.bytes == 0 {
 		delete(d.parts, dg)
 		return
 	}
-	d.parts[dg] = &part{bytes: bytes, at: time.Now()}
-	d.parked += bytes
+	d.parked += p.bytes
 	d.ageLocked(time.Now())
 	d.shrinkLocked(max(d.o.Limit-d.inFlight, 0))
 }
@@ -224,16 +252,16 @@ func (d *Disk) leavePart(dg digest.Digest, bytes int64) {
 type diskSegments struct {
 	diskStage
 	segment int64
-	part    string // what its files in partial/ begin with; "" if it has none
+	part    string          // what its files in partial/ begin with; "" if it has none
+	found   map[int]partial // what the log said when it was opened
 
-	mu     sync.Mutex
-	log    *os.File        // guarded by mu; nil: nothing is noted
-	found  map[int]partial // what the log said when it was opened
-	parked bool
-	gone   bool // Close has been here
+	mu    sync.Mutex
+	log   *os.File // guarded by mu; nil: nothing is noted any more
+	noted bool     // guarded by mu; something is
 }
 
-// partial is what is there of one segment.
+// partial is what is there of one segment: so many bytes from its beginning,
+// and their CRC-32C.
 type partial struct {
 	have int64
 	crc  uint32
@@ -258,7 +286,10 @@ func (s *diskSegments) begin() error {
 	text, err := os.ReadFile(s.part + ".log")
 	var ok bool
 	if s.found, ok = parsePartial(text, s.expect, s.segment); ok && err == nil {
-		return nil
+		s.noted = len(s.found) > 0
+		// What is torn goes, so that new records are where they are looked for.
+		torn := (len(text) - partialHeader) % partialRecord
+		return registry.Wrap(registry.ErrNoRoom, s.log.Truncate(int64(len(text)-torn)), "begin a file in the disk tier")
 	}
 	// Nothing, or nothing that can be used.
 	if err = errors.Join(s.log.Truncate(0), s.f.Truncate(0)); err == nil {
@@ -272,6 +303,14 @@ func partialHead(expect registry.Descriptor, segment int64) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(expect.Size))
 	b = binary.LittleEndian.AppendUint64(b, uint64(segment))
 	return binary.LittleEndian.AppendUint32(b, tailSum(b, expect.Digest))
+}
+
+func appendRecord(b []byte, dg digest.Digest, k int, have int64, crc uint32) []byte {
+	start := len(b)
+	b = binary.LittleEndian.AppendUint32(b, uint32(k))
+	b = binary.LittleEndian.AppendUint32(b, uint32(have))
+	b = binary.LittleEndian.AppendUint32(b, crc)
+	return binary.LittleEndian.AppendUint32(b, tailSum(b[start:], dg))
 }
 
 // parsePartial reads a log. ok is false if it is of another blob or other
@@ -293,9 +332,6 @@ func parsePartial(b []byte, expect registry.Descriptor, segment int64) (found ma
 	}
 	return found, true
 }
-
-// left implements segmentStage.
-func (s *diskSegments) left(k int) int64 { return s.found[k].have }
 
 // recall implements segmentStage.
 func (s *diskSegments) recall(k int) (int64, uint32) {
@@ -330,10 +366,7 @@ func (s *diskSegments) place(p []byte, off int64) error {
 
 // mark implements segmentStage. A note that cannot be written costs a fetch.
 func (s *diskSegments) mark(k int, have int64, crc uint32) {
-	b := binary.LittleEndian.AppendUint32(nil, uint32(k))
-	b = binary.LittleEndian.AppendUint32(b, uint32(have))
-	b = binary.LittleEndian.AppendUint32(b, crc)
-	b = binary.LittleEndian.AppendUint32(b, tailSum(b, s.expect.Digest))
+	b := appendRecord(nil, s.expect.Digest, k, have, crc)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.log == nil {
@@ -343,7 +376,9 @@ func (s *diskSegments) mark(k int, have int64, crc uint32) {
 		s.d.o.Log.Warn("note a part in the disk tier", "digest", s.expect.Digest, "err", err)
 		s.log.Close()
 		s.log = nil
+		return
 	}
+	s.noted = true
 }
 
 // follow implements segmentStage: it reads back from the page cache.
@@ -364,44 +399,74 @@ func (s *diskSegments) follow(to int64) error {
 // ReadAt implements registry.Stage, for what has been placed.
 func (s *diskSegments) ReadAt(p []byte, off int64) (int, error) { return s.f.ReadAt(p, off) }
 
-// park implements segmentStage.
+// park implements segmentStage. The part is the next stage's at once, however
+// long readers keep this one open.
 func (s *diskSegments) park() {
+	info, err := s.f.Stat()
+	if s.part == "" || err != nil || !s.endLog() || onDisk(info) == 0 {
+		return
+	}
+	s.path = "" // stays
+	s.d.unreserve(s.reserved)
+	s.reserved = 0
+	s.d.leavePart(s.expect.Digest, onDisk(info))
+	s.part = ""
+}
+
+// endLog closes the log, and reports whether there is anything in it.
+func (s *diskSegments) endLog() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.parked = s.part != "" && s.log != nil
+	if s.log != nil {
+		s.log.Close()
+		s.log = nil
+	}
+	return s.noted
+}
+
+// forget removes the part, whose bytes are a blob now or of no use.
+func (s *diskSegments) forget() {
+	if s.part == "" {
+		return
+	}
+	s.endLog()
+	for _, name := range []string{s.part + ".log", s.part + ".data"} {
+		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			s.d.o.Log.Error("remove a part from the disk tier", "path", name, "err", err)
+		}
+	}
+	s.path = "" // from now on another stage's
+	s.d.leavePart(s.expect.Digest, 0)
+	s.part = ""
+}
+
+// abort ends a stage that did not begin. What was there of its part stays, if
+// it was only room that was missing.
+func (s *diskSegments) abort() {
+	if s.f != nil {
+		s.Close()
+		return
+	}
+	s.d.unreserve(s.reserved)
+	if s.part != "" {
+		s.d.leavePart(s.expect.Digest, -1)
+	}
+}
+
+// Commit implements registry.Stage.
+func (s *diskSegments) Commit(ctx context.Context) (registry.Descriptor, error) {
+	got, err := s.diskStage.Commit(ctx)
+	if err == nil {
+		s.forget()
+	}
+	return got, err
 }
 
 // Close implements registry.Stage.
 func (s *diskSegments) Close() error {
-	s.mu.Lock()
-	parked, log, gone := s.parked && s.path != "", s.log, s.gone
-	s.log, s.gone = nil, true
-	s.mu.Unlock()
-	if gone {
+	if s.closed {
 		return nil
 	}
-	if log != nil {
-		log.Close()
-	}
-	left := int64(0)
-	if parked {
-		s.path = "" // stays
-		if info, err := s.f.Stat(); err == nil {
-			left = onDisk(info)
-		}
-	}
-	var err error
-	if s.f != nil {
-		err = s.diskStage.Close()
-	} else {
-		s.d.unreserve(s.reserved)
-	}
-	if s.part != "" {
-		if left == 0 {
-			os.Remove(s.part + ".log")
-			os.Remove(s.part + ".data") // nothing, if it was committed
-		}
-		s.d.leavePart(s.expect.Digest, left)
-	}
-	return err
+	s.forget()
+	return s.diskStage.Close()
 }

@@ -2,6 +2,7 @@ package cachetiers
 
 import (
 	"context"
+	"errors"
 	"hash/crc32"
 	"io"
 	"time"
@@ -20,6 +21,9 @@ const (
 	runLinger = 2 * time.Second
 )
 
+// errUnwanted is why a fill ended of which everyone has had what he wanted.
+var errUnwanted = errors.New("nobody wants the rest")
+
 // segments is a flight that fills in segments: several at a time, those that
 // readers wait for first. All of it is guarded by the flight's mu, but for what
 // is set when it is made.
@@ -30,11 +34,13 @@ type segments struct {
 	stage segmentStage
 	size  int64
 	each  int64
+	turn  signal // wakes the filling goroutine
 
 	seg     []segment
 	left    int   // segments that are not whole
 	workers int   // goroutines that fetch
 	ranged  bool  // the far side has given a run; until then one worker asks
+	counted bool  // as a fill from behind
 	all     bool  // someone wanted all of it
 	follow  int64 // up to where the digest is; the filling goroutine's own
 	err     error // the first failure
@@ -51,30 +57,40 @@ type segment struct {
 // inSegments fills through stage. It returns when the blob is committed, when
 // something failed, or when nobody wants more of it; in the last two cases what
 // is staged is left for the next.
-func (f *flight) inSegments(ctx context.Context, w registry.Want, stage segmentStage) error {
+func (f *flight) inSegments(ctx context.Context, w registry.Want, stage segmentStage, left map[int]partial) error {
 	n := int((w.Size + f.t.o.Segment - 1) / f.t.o.Segment)
-	s := &segments{f: f, ctx: ctx, w: w, stage: stage, size: w.Size, each: f.t.o.Segment, seg: make([]segment, n), left: n}
+	s := &segments{f: f, ctx: ctx, w: w, stage: stage, size: w.Size, each: f.t.o.Segment, turn: newSignal(),
+		seg: make([]segment, n), left: n}
 	for k := range s.seg {
-		s.seg[k].parked = stage.left(k) == s.full(k)
+		s.seg[k].parked = left[k].have == s.full(k)
 	}
-	f.t.o.Meter.Fill(1)
-	defer f.t.o.Meter.Fill(-1)
 	f.set(func() {
 		f.desc, f.stage, f.segs = w.Descriptor, stage, s
 		s.startLocked()
 	})
 	err := s.run()
-	switch registry.KindOf(err) {
-	case registry.ErrCorrupt, registry.ErrNotFound:
-	default:
-		if err != nil {
-			stage.park()
-		}
+	if s.counted { // nobody else is left
+		f.t.o.Meter.Fill(-1)
+	}
+	kind := registry.KindOf(err)
+	if err != nil && kind != registry.ErrCorrupt && kind != registry.ErrNotFound {
+		s.park()
 	}
 	return err
 }
 
-// run takes what is staged into the digest until the end.
+// park leaves what is staged, to the byte, for the next fill.
+func (s *segments) park() {
+	for k, g := range s.seg { // no worker is left that could change it
+		if g.have > 0 && g.have < s.full(k) {
+			s.stage.mark(k, g.have, g.crc)
+		}
+	}
+	s.stage.park()
+}
+
+// run takes what is staged into the digest until the end. No worker is left
+// when it returns.
 func (s *segments) run() error {
 	f := s.f
 	for {
@@ -91,7 +107,7 @@ func (s *segments) run() error {
 			return err
 		}
 		if !s.wantedAgain() && f.t.unwanted(f) {
-			return registry.Errorf(registry.ErrUnavailable, "nobody wants the rest of %s", f.digest)
+			return registry.Wrap(registry.ErrUnavailable, errUnwanted, "fill "+string(f.digest))
 		}
 	}
 }
@@ -102,24 +118,22 @@ func (s *segments) end(k int) int64 { return min(int64(k+1)*s.each, s.size) }
 // full is how long it is.
 func (s *segments) full(k int) int64 { return s.end(k) - int64(k)*s.each }
 
-// wantedAgain waits a moment, if nobody wants anything, for someone who does:
-// who reads run by run is between two of them.
+// wantedAgain reports whether anybody wants anything or has wanted it lately:
+// who reads run by run is between two of them for a moment.
 func (s *segments) wantedAgain() bool {
-	f := s.f
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	pause, cancel := context.WithTimeout(s.ctx, runLinger)
-	defer cancel()
-	for s.workers == 0 && len(f.wants) == 0 && pause.Err() == nil {
-		more := f.more
-		f.mu.Unlock()
-		select {
-		case <-more:
-		case <-pause.Done():
-		}
-		f.mu.Lock()
+	s.f.mu.Lock()
+	wanted := s.workers > 0 || len(s.f.wants) > 0
+	s.f.mu.Unlock()
+	if wanted {
+		return true
 	}
-	return s.workers > 0 || len(f.wants) > 0
+	select {
+	case <-s.turn:
+		return true
+	case <-time.After(runLinger):
+	case <-s.ctx.Done():
+	}
+	return false
 }
 
 // wait returns up to where the digest can go on, or why the fill has ended.
@@ -130,39 +144,40 @@ func (s *segments) wait() (to int64, err error) {
 	for {
 		to = s.reachLocked(s.follow)
 		idle := s.workers == 0
-		switch {
-		case idle && s.err != nil:
+		if idle && s.err != nil {
 			return 0, s.err
-		case idle && s.left == 0:
+		}
+		if idle {
+			// All that is wanted is there.
 			s.readyLocked(registry.Via{Fwd: "miss", Detail: "partial"})
+		}
+		switch {
+		case idle && s.left == 0:
 			return s.size, nil
 		case to-s.follow >= followEvery:
 			return to, nil
-		case idle:
-			// All that is wanted is there.
-			s.readyLocked(registry.Via{Fwd: "miss", Detail: "partial"})
-			if len(f.wants) == 0 {
-				return s.follow, nil
-			}
+		case idle && len(f.wants) == 0:
+			return s.follow, nil
 		}
-		more := f.more
-		f.mu.Unlock()
-		<-more // workers end with the flight's context, and say so
-		f.mu.Lock()
+		s.sleepLocked()
 	}
+}
+
+// sleepLocked waits for something to have changed. Workers end with the
+// flight's context, and say so.
+func (s *segments) sleepLocked() {
+	s.f.mu.Unlock()
+	<-s.turn
+	s.f.mu.Lock()
 }
 
 // stop ends the fill with err and waits for its workers.
 func (s *segments) stop(err error) {
-	f := s.f
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	s.f.mu.Lock()
+	defer s.f.mu.Unlock()
 	s.failLocked(err)
 	for s.workers > 0 {
-		more := f.more
-		f.mu.Unlock()
-		<-more
-		f.mu.Lock()
+		s.sleepLocked()
 	}
 }
 
@@ -188,7 +203,7 @@ func (t *Tier) unwanted(f *flight) bool {
 	defer t.mu.Unlock()
 	f.mu.Lock()
 	_, more := f.segs.pickLocked()
-	idle := f.segs.workers == 0 && !more
+	idle := f.segs.workers == 0 && f.segs.left > 0 && !more
 	f.mu.Unlock()
 	if !idle || f.readers > 0 {
 		return false
@@ -215,9 +230,12 @@ func (s *segments) reachLocked(at int64) int64 {
 func (s *segments) pickLocked() (k int, ok bool) {
 	for _, in := range s.f.wants {
 		s.all = s.all || in.whole || in.ahead
-		if k := int(in.at / s.each); in.waiting && k < len(s.seg) && !s.seg[k].taken {
-			return k, true
+		if at := int(in.at / s.each); !ok && in.needs == aByte && at < len(s.seg) && !s.seg[at].taken {
+			k, ok = at, true
 		}
+	}
+	if ok {
+		return k, true
 	}
 	for _, in := range s.f.wants {
 		if k, ok := s.freeLocked(in.at, in.end); ok {
@@ -284,7 +302,7 @@ func (s *segments) work(k int) {
 			ok = false
 			s.workers--
 		}
-		f.wakeLocked()
+		s.turn.poke()
 		f.mu.Unlock()
 	}
 }
@@ -296,12 +314,12 @@ func (s *segments) fetch(k int) error {
 	s.staged(k, have, crc)
 	r := &run{s: s, at: int64(k)*s.each + have, end: s.end(k), marked: int64(k)*s.each + have}
 	for try := 0; r.at < r.end; try++ {
-		before := r.at
+		before := r.placed
 		err := r.fetch()
 		if err == nil {
 			continue
 		}
-		if r.at > before {
+		if r.placed > before {
 			try = 0
 		}
 		if try >= retries || s.ctx.Err() != nil || !s.begun() || registry.KindOf(err) != registry.ErrUnavailable {
@@ -342,6 +360,9 @@ func (s *segments) staged(k int, have int64, crc uint32) {
 		s.left--
 	}
 	g.parked = false // it has been looked at
+	if have == s.full(k) || have/followEvery > g.have/followEvery {
+		s.turn.poke()
+	}
 	f.n += have - g.have
 	g.have, g.crc = have, crc
 	f.wakeLocked()
@@ -353,6 +374,7 @@ type run struct {
 	s       *segments
 	at, end int64
 	marked  int64 // up to where it has been noted
+	placed  int64 // bytes that were not there before
 }
 
 // fetch stages what one answer of the far side gives.
@@ -361,6 +383,9 @@ func (r *run) fetch() error {
 	w := s.w
 	w.Offset, w.Length, w.Ahead = r.at, r.end-r.at, s.wantsAll()
 	far, err := s.f.t.far.Open(s.ctx, w)
+	if registry.KindOf(err) == registry.ErrInvalid {
+		return registry.Errorf(registry.ErrCorrupt, "%s ends before %d of the %d bytes that were announced: %v", s.f.digest, r.at, s.size, err)
+	}
 	if err != nil {
 		return err
 	}
@@ -404,8 +429,12 @@ func (s *segments) answered(r *run, far registry.Blob) {
 	} else {
 		s.ranged = true
 	}
+	if !s.counted && !far.Via().Hit() {
+		s.counted = true
+		f.t.o.Meter.Fill(1)
+	}
+	s.readyLocked(far.Via())
 	f.via = far.Via()
-	s.readyLocked(f.via)
 	s.startLocked()
 }
 
@@ -433,6 +462,7 @@ func (r *run) place(p []byte) error {
 			return err
 		}
 		r.at += int64(len(part))
+		r.placed += int64(len(part))
 		crc = crc32.Update(crc, castagnoli(), part)
 		if r.at == s.end(k) || r.at-max(r.marked, start) >= markEvery {
 			s.stage.mark(k, r.at-start, crc)

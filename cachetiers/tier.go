@@ -32,7 +32,8 @@ type Options struct {
 	// SegmentFrom is from what size on a blob is fetched in segments, if the
 	// near store can stage it so; 0: 64 MiB.
 	SegmentFrom int64
-	// Segment is how large a segment is, a multiple of 256 KiB; 0: 8 MiB.
+	// Segment is how large a segment is, in bytes, rounded up to a multiple of
+	// 256 KiB, at most 1 GiB; 0: 8 MiB.
 	Segment int64
 	// Streams is how many segments of a blob are fetched at once; 0: 8.
 	Streams int
@@ -77,6 +78,7 @@ func NewTier(near registry.Store, far registry.Source, o Options) *Tier {
 	if o.Segment <= 0 {
 		o.Segment = 8 << 20
 	}
+	o.Segment = min((o.Segment+chunkBytes-1)/chunkBytes*chunkBytes, 1<<30)
 	if o.Streams <= 0 {
 		o.Streams = 8
 	}
@@ -123,13 +125,16 @@ func (t *Tier) Open(ctx context.Context, w registry.Want) (registry.Blob, error)
 }
 
 func (t *Tier) open(ctx context.Context, w registry.Want) (registry.Blob, error) {
+	if w.Offset < 0 {
+		return nil, registry.Errorf(registry.ErrInvalid, "offset %d is before the beginning of %s", w.Offset, w.Digest)
+	}
 	if b, err := t.hit(ctx, w); b != nil || err != nil {
 		return b, err
 	}
 	if t.o.Keep != nil && !t.o.Keep(w) {
 		return t.far.Open(ctx, w)
 	}
-	in := wanted(w)
+	in := newInterest(w)
 	f, b, joined := t.join(ctx, w, in)
 	if b != nil {
 		return b, nil
@@ -203,7 +208,7 @@ func (t *Tier) join(ctx context.Context, w registry.Want, in *interest) (f *flig
 	return f, nil, joined
 }
 
-// left is called with t.mu held when f's last reader is gone.
+// leftLocked is called with t.mu held when f's last reader is gone.
 func (t *Tier) leftLocked(f *flight) {
 	if f.landed {
 		return
@@ -234,11 +239,13 @@ func (t *Tier) abandonLocked(f *flight) {
 	if t.flights[f.digest] == f {
 		delete(t.flights, f.digest)
 	}
+	f.abandoned = true
 	f.cancel()
 }
 
-// land takes f out of the map; it has been committed, or has failed.
-func (t *Tier) land(f *flight) {
+// land takes f out of the map; it has been committed, or has failed, and land
+// reports whether that is because it was abandoned.
+func (t *Tier) land(f *flight) (abandoned bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.flights[f.digest] == f {
@@ -249,6 +256,7 @@ func (t *Tier) land(f *flight) {
 	if f.readers == 0 {
 		t.orphans--
 	}
+	return f.abandoned
 }
 
 // healing continues a blob from the far side when the near store finds it
