@@ -690,7 +690,7 @@ func (p *places) Open(ctx context.Context, w registry.Want) (registry.Blob, erro
 	return f.Open(ctx, w)
 }
 
-func (p *places) Doubt(registry.Want) { p.doubted.Store(true) }
+func (p *places) Doubt(registry.Want, registry.Via) { p.doubted.Store(true) }
 
 // TestDoubt: a small blob that was wrong comes from the second place within the
 // same Open; of a large one the next reader gets it.
