@@ -47,15 +47,14 @@ type Disk struct {
 	o    DiskOptions
 
 	mu       sync.Mutex
-	entries  map[digest.Digest]*entry // guarded by mu
-	order    sieve                    // guarded by mu
-	used     int64                    // guarded by mu; bytes of committed files
-	inFlight int64                    // guarded by mu; bytes reserved by stages
-	parts    map[digest.Digest]*part  // guarded by mu; fills of segments, cut off or running
-	parked   int64                    // guarded by mu; bytes of those that were cut off
-	seq      uint64                   // guarded by mu; names for staged files
-	trash    []string                 // guarded by mu; files to remove once it is not held
-	gone     map[digest.Digest]bool   // guarded by mu; removed since loading began, nil once it is over
+	entries  *shelf                  // guarded by mu
+	used     int64                   // guarded by mu; bytes of committed files
+	inFlight int64                   // guarded by mu; bytes reserved by stages
+	parts    map[digest.Digest]*part // guarded by mu; fills of segments, cut off or running
+	parked   int64                   // guarded by mu; bytes of those that were cut off
+	seq      uint64                  // guarded by mu; names for staged files
+	trash    []string                // guarded by mu; files to remove once it is not held
+	gone     map[digest.Digest]bool  // guarded by mu; removed since loading began, nil once it is over
 
 	loaded chan struct{} // closed when the index is whole
 	stop   chan struct{} // closed by Close
@@ -63,15 +62,6 @@ type Disk struct {
 }
 
 var _ registry.Store = (*Disk)(nil)
-
-// entry is one committed file.
-type entry struct {
-	digest       digest.Digest
-	size         int64 // of the file
-	used         bool  // guarded by Disk.mu; read since the hand last came by
-	newer, older *entry
-	checked      checked
-}
 
 // OpenDisk opens the store in directory root, which it makes if need be. The
 // caller sees to it that no other process uses it, and calls Close. Files left
@@ -92,7 +82,7 @@ func OpenDisk(root string, o DiskOptions) (*Disk, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	d := &Disk{root: root, o: o, entries: make(map[digest.Digest]*entry), parts: make(map[digest.Digest]*part), gone: make(map[digest.Digest]bool),
+	d := &Disk{root: root, o: o, entries: newShelf(o.Limit), parts: make(map[digest.Digest]*part), gone: make(map[digest.Digest]bool),
 		loaded: make(chan struct{}), stop: make(chan struct{})}
 	if err := os.RemoveAll(d.staging()); err != nil {
 		return nil, registry.Wrap(registry.ErrNoRoom, err, "clear the disk tier's unfinished files")
@@ -140,18 +130,18 @@ func (d *Disk) Bytes() int64 {
 func (d *Disk) Len() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return len(d.entries)
+	return d.entries.len()
 }
 
 // Open implements registry.Source.
 func (d *Disk) Open(_ context.Context, w registry.Want) (registry.Blob, error) {
 	d.mu.Lock()
-	e := d.entries[w.Digest]
+	e := d.entries.get(w.Digest)
 	if e == nil && d.gone != nil {
 		e = d.lateLocked(w.Digest)
 	}
 	if e != nil {
-		e.used = true
+		d.entries.touch(e)
 	}
 	d.mu.Unlock()
 	if e == nil {
@@ -190,7 +180,7 @@ func (d *Disk) nextLocked() string {
 func (d *Disk) drop(e *entry) bool {
 	d.mu.Lock()
 	defer d.unlock()
-	if d.entries[e.digest] != e {
+	if d.entries.slot(e) != e {
 		return false
 	}
 	d.removeLocked(e)
@@ -201,18 +191,18 @@ func (d *Disk) drop(e *entry) bool {
 // may be another's as soon as the lock is free. Readers that have it open read
 // on.
 func (d *Disk) removeLocked(e *entry) {
-	delete(d.entries, e.digest)
-	d.order.remove(e)
+	dg := e.digest()
+	d.entries.remove(e)
 	d.used -= e.size
 	if d.gone != nil {
-		d.gone[e.digest] = true
+		d.gone[dg] = true
 	}
-	path, aside := d.path(e.digest), d.nextLocked()
+	path, aside := d.path(dg), d.nextLocked()
 	switch err := os.Rename(path, aside); {
 	case err == nil:
 		d.trash = append(d.trash, aside)
 	case !errors.Is(err, fs.ErrNotExist):
-		d.o.Log.Error("take a blob out of the disk tier", "digest", e.digest, "err", err)
+		d.o.Log.Error("take a blob out of the disk tier", "digest", dg, "err", err)
 	}
 }
 
@@ -224,7 +214,7 @@ func (d *Disk) shrinkLocked(limit int64) {
 			d.dropPartLocked(dg)
 			continue
 		}
-		e := d.order.victim()
+		e := d.entries.victim()
 		if e == nil {
 			return
 		}
@@ -262,7 +252,7 @@ func (d *Disk) reserve(n, had int64) error {
 			d.dropPartLocked(dg)
 			continue
 		}
-		e := d.order.victim()
+		e := d.entries.victim()
 		d.removeLocked(e)
 		free += e.size
 	}
@@ -278,11 +268,12 @@ func (d *Disk) unreserve(n int64) {
 
 // admit puts a verified file in its place.
 func (d *Disk) admit(staged string, e *entry, reserved int64) error {
-	path := d.path(e.digest)
+	dg := e.digest()
+	path := d.path(dg)
 	d.mu.Lock()
 	defer d.unlock()
 	d.inFlight -= reserved
-	if old := d.entries[e.digest]; old != nil {
+	if old := d.entries.slot(e); old != nil {
 		d.removeLocked(old)
 	}
 	if e.size > d.o.Limit {
@@ -296,10 +287,9 @@ func (d *Disk) admit(staged string, e *entry, reserved int64) error {
 		}
 	}
 	if err != nil {
-		return registry.Wrap(registry.ErrNoRoom, err, "put "+string(e.digest)+" in its place")
+		return registry.Wrap(registry.ErrNoRoom, err, "put "+string(dg)+" in its place")
 	}
-	d.entries[e.digest] = e
-	d.order.push(e)
+	d.entries.push(e)
 	d.used += e.size
 	return nil
 }

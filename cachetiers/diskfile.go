@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"hash/crc32"
+	"hash/maphash"
 	"io"
 	"io/fs"
 	"os"
@@ -91,15 +92,21 @@ func parseTail(b []byte, dg digest.Digest, size int64) ([]uint32, error) {
 	return sums, nil
 }
 
-// checked is which chunks of a file have been checked, and of which state of
-// the file that is true.
+// checked is what is known of a file since the start. It is replaced, never
+// changed, so that the many files that were read once cost 40 bytes each.
 type checked struct {
-	mu    sync.Mutex
-	state fileState // guarded by mu
-	at    time.Time // guarded by mu; when the first of good was checked
-	sums  []uint32  // guarded by mu; nil: not read yet
-	good  []uint64  // guarded by mu; a bit a chunk
-	left  int64     // guarded by mu; chunks that are not good yet
+	state   uint64    // the hash of the fileState that this is true of
+	at      time.Time // when the first of its chunks was checked
+	pending *pending  // nil: all of it has been
+}
+
+// pending is which chunks of a file have been checked so far.
+type pending struct {
+	sums []uint32 // what each must have
+
+	mu   sync.Mutex
+	good []uint64 // guarded by mu; a bit a chunk
+	left int64    // guarded by mu; chunks that are not good yet
 }
 
 // fileState changes whenever someone writes to a file, or puts another in its
@@ -119,14 +126,19 @@ func stateOf(info fs.FileInfo) fileState {
 	return fileState{ino: st.Ino, size: st.Size, mtime: st.Mtim.Nano(), ctime: st.Ctim.Nano()}
 }
 
+// state is the hash of a file's state.
+func (d *Disk) state(info fs.FileInfo) uint64 {
+	return maphash.Comparable(d.entries.seed, stateOf(info))
+}
+
 // openEntry opens a run of e's blob; ErrCorrupt if it is damaged.
 func (d *Disk) openEntry(e *entry, w registry.Want) (registry.Blob, error) {
-	f, err := os.Open(d.path(e.digest))
+	f, err := os.Open(d.path(w.Digest))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, registry.Errorf(registry.ErrCorrupt, "the file is missing")
 	}
 	if err != nil {
-		return nil, registry.Wrap(registry.ErrUnavailable, err, "open "+string(e.digest))
+		return nil, registry.Wrap(registry.ErrUnavailable, err, "open "+string(w.Digest))
 	}
 	b, err := d.openFile(f, e, w)
 	if err != nil {
@@ -139,7 +151,7 @@ func (d *Disk) openEntry(e *entry, w registry.Want) (registry.Blob, error) {
 func (d *Disk) openFile(f *os.File, e *entry, w registry.Want) (*diskBlob, error) {
 	info, err := f.Stat()
 	if err != nil {
-		return nil, registry.Wrap(registry.ErrUnavailable, err, "stat "+string(e.digest))
+		return nil, registry.Wrap(registry.ErrUnavailable, err, "stat "+string(w.Digest))
 	}
 	size, ok := blobSize(info.Size())
 	if !ok || info.Size() != e.size {
@@ -151,11 +163,11 @@ func (d *Disk) openFile(f *os.File, e *entry, w registry.Want) (*diskBlob, error
 	}
 	b := &diskBlob{d: d, e: e, f: f, desc: w.Descriptor, size: size, offset: offset, length: length, at: offset}
 	b.desc.Size = size
-	if b.sound, err = e.checked.begin(f, e.digest, stateOf(info), size, d.o.Reverify); err != nil {
+	if b.known, err = d.known(f, e, d.state(info), size, w.Digest); err != nil {
 		return nil, err
 	}
 	// A small blob is checked before anything of it is given away.
-	if !b.sound && length <= aheadBytes {
+	if b.known.pending != nil && length <= aheadBytes {
 		if err := b.check(offset, length); err != nil {
 			return nil, err
 		}
@@ -163,61 +175,52 @@ func (d *Disk) openFile(f *os.File, e *entry, w registry.Want) (*diskBlob, error
 	return b, nil
 }
 
-// begin forgets what was checked if that was too long ago or of another state
-// of the file, reads the sums if they are not known, and reports whether the
-// whole file has been checked.
-func (c *checked) begin(f *os.File, dg digest.Digest, state fileState, size int64, reverify time.Duration) (sound bool, err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.sums == nil || c.state != state {
-		tail := make([]byte, state.size-size)
-		if _, err := f.ReadAt(tail, size); err != nil {
-			return false, registry.Errorf(registry.ErrCorrupt, "the file's footer cannot be read: %v", err)
-		}
-		sums, err := parseTail(tail, dg, size)
-		if err != nil {
-			return false, err
-		}
-		c.sums, c.state = sums, state
-		c.forgetLocked()
-	} else if time.Since(c.at) > reverify {
-		c.forgetLocked()
+// known is what is known of e's file, which is f. What was found out too long
+// ago, or of another state of the file, is forgotten.
+func (d *Disk) known(f *os.File, e *entry, state uint64, size int64, dg digest.Digest) (*checked, error) {
+	c := e.checked.Load()
+	if c != nil && c.state == state && time.Since(c.at) <= d.o.Reverify {
+		return c, nil
 	}
-	return c.left == 0, nil
-}
-
-func (c *checked) forgetLocked() {
-	c.at = time.Now()
-	c.good = make([]uint64, (len(c.sums)+63)/64)
-	c.left = int64(len(c.sums))
-}
-
-// fresh is the state of a file just written: all of it is good.
-func (c *checked) fresh(sums []uint32, state fileState) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.sums, c.state = sums, state
-	c.forgetLocked()
-	for i := range c.good {
-		c.good[i] = ^uint64(0)
+	tail := make([]byte, e.size-size)
+	if _, err := f.ReadAt(tail, size); err != nil {
+		return nil, registry.Errorf(registry.ErrCorrupt, "the file's footer cannot be read: %v", err)
 	}
-	c.left = 0
+	sums, err := parseTail(tail, dg, size)
+	if err != nil {
+		return nil, err
+	}
+	next := &checked{state: state, at: time.Now()}
+	if len(sums) > 0 {
+		next.pending = &pending{sums: sums, good: make([]uint64, (len(sums)+63)/64), left: int64(len(sums))}
+	}
+	if e.checked.CompareAndSwap(c, next) {
+		return next, nil
+	}
+	// Someone else has begun too. If it was of another state, next is still
+	// true of f, which is open.
+	if c = e.checked.Load(); c.state == state {
+		return c, nil
+	}
+	return next, nil
 }
 
 // sum is what chunk i must have; known reports that it has been checked.
-func (c *checked) sum(i int64) (sum uint32, known bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.sums[i], c.good[i/64]&(1<<(i%64)) != 0
+func (p *pending) sum(i int64) (sum uint32, known bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.sums[i], p.good[i/64]&(1<<(i%64)) != 0
 }
 
-func (c *checked) mark(i int64) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if bit := uint64(1) << (i % 64); c.good[i/64]&bit == 0 {
-		c.good[i/64] |= bit
-		c.left--
+// mark notes that chunk i is good, and reports whether all are.
+func (p *pending) mark(i int64) (all bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if bit := uint64(1) << (i % 64); p.good[i/64]&bit == 0 {
+		p.good[i/64] |= bit
+		p.left--
 	}
+	return p.left == 0
 }
 
 // diskBlob is an open run of a file.
@@ -230,7 +233,7 @@ type diskBlob struct {
 	offset, length int64
 	at             int64 // where the next byte is
 	sure           int64 // up to where the run has been checked, at least
-	sound          bool  // all of it has been checked
+	known          *checked
 	closed         bool
 }
 
@@ -257,8 +260,9 @@ func (b *diskBlob) Close() error {
 // check verifies the chunks that hold n bytes from off on.
 func (b *diskBlob) check(off, n int64) error {
 	var buf []byte
+	p := b.known.pending
 	for i := off / chunkBytes; i*chunkBytes < off+n; i++ {
-		want, known := b.e.checked.sum(i)
+		want, known := p.sum(i)
 		if known {
 			continue
 		}
@@ -267,12 +271,16 @@ func (b *diskBlob) check(off, n int64) error {
 		}
 		chunk := buf[:min(chunkBytes, b.size-i*chunkBytes)]
 		if _, err := b.f.ReadAt(chunk, i*chunkBytes); err != nil {
-			return b.damaged(registry.Errorf(registry.ErrCorrupt, "chunk %d of %s cannot be read: %v", i, b.e.digest, err))
+			return b.damaged(registry.Errorf(registry.ErrCorrupt, "chunk %d of %s cannot be read: %v", i, b.desc.Digest, err))
 		}
 		if crc32.Checksum(chunk, castagnoli()) != want {
-			return b.damaged(registry.Errorf(registry.ErrCorrupt, "chunk %d of %s is damaged", i, b.e.digest))
+			return b.damaged(registry.Errorf(registry.ErrCorrupt, "chunk %d of %s is damaged", i, b.desc.Digest))
 		}
-		b.e.checked.mark(i)
+		if p.mark(i) {
+			// The sums have done their work. They are needed again when the file is
+			// read after it has changed, or after a while.
+			b.e.checked.CompareAndSwap(b.known, &checked{state: b.known.state, at: b.known.at})
+		}
 	}
 	b.sure = max(b.sure, off+n)
 	return nil
@@ -287,7 +295,7 @@ func (b *diskBlob) damaged(err error) error {
 // ready makes sure of some bytes at b.at and returns how many.
 func (b *diskBlob) ready() (int64, error) {
 	rest := b.offset + b.length - b.at
-	if rest <= 0 || b.sound {
+	if rest <= 0 || b.known.pending == nil {
 		return max(rest, 0), nil
 	}
 	if b.sure <= b.at {
@@ -315,7 +323,7 @@ func (b *diskBlob) Read(p []byte) (int, error) {
 	if m > 0 {
 		return m, nil
 	}
-	return 0, b.damaged(registry.Errorf(registry.ErrCorrupt, "%s ended early: %v", b.e.digest, err))
+	return 0, b.damaged(registry.Errorf(registry.ErrCorrupt, "%s ended early: %v", b.desc.Digest, err))
 }
 
 // WriteTo implements io.WriterTo: the kernel copies from file to socket.
@@ -325,7 +333,7 @@ func (b *diskBlob) WriteTo(w io.Writer) (written int64, err error) {
 		return io.Copy(w, readerOnly{b})
 	}
 	if _, err := b.f.Seek(b.at, io.SeekStart); err != nil {
-		return 0, registry.Wrap(registry.ErrUnavailable, err, "seek in "+string(b.e.digest))
+		return 0, registry.Wrap(registry.ErrUnavailable, err, "seek in "+string(b.desc.Digest))
 	}
 	for {
 		n, err := b.ready()
@@ -339,7 +347,7 @@ func (b *diskBlob) WriteTo(w io.Writer) (written int64, err error) {
 			return written, err
 		}
 		if m != n {
-			return written, b.damaged(registry.Errorf(registry.ErrCorrupt, "%s ended early", b.e.digest))
+			return written, b.damaged(registry.Errorf(registry.ErrCorrupt, "%s ended early", b.desc.Digest))
 		}
 	}
 }

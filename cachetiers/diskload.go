@@ -38,17 +38,17 @@ func (d *Disk) load() {
 	d.mu.Lock()
 	defer d.unlock()
 	for _, f := range all {
-		if d.entries[f.digest] == nil && !d.gone[f.digest] {
-			e := &entry{digest: f.digest, size: f.size}
-			d.entries[f.digest] = e
-			d.order.pushOld(e)
+		raw, _ := rawOf(f.digest)
+		e := newEntry(&raw, f.size)
+		if d.entries.slot(e) == nil && !d.gone[f.digest] {
+			d.entries.pushOld(e)
 			d.used += f.size
 		}
 	}
 	d.gone = nil
 	d.shrinkLocked(max(d.o.Limit-d.inFlight, 0))
 	if len(all) > 0 {
-		d.o.Log.Info("disk tier is warm", "blobs", len(d.entries), "bytes", d.used, "took", time.Since(begun).String())
+		d.o.Log.Info("disk tier is warm", "blobs", d.entries.len(), "bytes", d.used, "took", time.Since(begun).String())
 	}
 }
 
@@ -117,9 +117,12 @@ func (d *Disk) lateLocked(dg digest.Digest) *entry {
 	if err != nil || info.Mode().Type() != fs.FileMode(0) {
 		return nil
 	}
-	e := &entry{digest: dg, size: info.Size()}
-	d.entries[dg] = e
-	d.order.push(e)
+	raw, _ := rawOf(dg)
+	e := newEntry(&raw, info.Size())
+	if d.entries.slot(e) != nil {
+		return nil
+	}
+	d.entries.push(e)
 	d.used += e.size
 	return e
 }

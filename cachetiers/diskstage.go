@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/weir-registry/weir/registry"
 )
@@ -138,7 +139,8 @@ func (s *diskStage) Commit(context.Context) (registry.Descriptor, error) {
 	if _, err := s.f.WriteAt(appendTail(nil, got.Digest, sums, s.n.Load()), s.n.Load()); err != nil {
 		return registry.Descriptor{}, registry.Wrap(registry.ErrNoRoom, err, "write to the disk tier")
 	}
-	e := &entry{digest: got.Digest, size: fileSize(got.Size)}
+	raw, _ := rawOf(got.Digest) // valid: it was just made
+	e := newEntry(&raw, fileSize(got.Size))
 	if err := s.d.admit(s.path, e, s.reserved); err != nil {
 		s.reserved = 0
 		return registry.Descriptor{}, err
@@ -146,7 +148,7 @@ func (s *diskStage) Commit(context.Context) (registry.Descriptor, error) {
 	s.path, s.reserved = "", 0
 	// The state is taken after the rename, which changes ctime.
 	if info, err := s.f.Stat(); err == nil {
-		e.checked.fresh(sums, stateOf(info))
+		e.checked.Store(&checked{state: s.d.state(info), at: time.Now()})
 	}
 	return got, nil
 }

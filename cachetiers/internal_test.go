@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"hash/crc32"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -71,26 +72,31 @@ func TestSumsOfWrites(t *testing.T) {
 	}
 }
 
+// letter is a valid digest that one can tell from others by its letter.
+func letter(c byte) digest.Digest { return digest.Digest("sha256:" + strings.Repeat(string(c), 64)) }
+
 // TestSieve: what was used stays, in the order SIEVE says.
 func TestSieve(t *testing.T) {
-	var s sieve
-	es := make(map[string]*entry)
+	var s sieve[item, *item]
+	es := make(map[string]*item)
 	for _, name := range []string{"a", "b", "c", "d", "e"} {
-		es[name] = &entry{digest: digest.Digest(name)}
+		es[name] = &item{key: name}
 		s.push(es[name])
 	}
 	evict := func() string {
-		e := s.victim()
+		steps := maxSteps
+		e := s.candidate(0, &steps)
 		if e == nil {
 			return ""
 		}
 		s.remove(e)
-		return string(e.digest)
+		return e.key
 	}
-	es["a"].used, es["c"].used = true, true
+	es["a"].touch()
+	es["c"].touch()
 	var got []string
 	got = append(got, evict(), evict()) // b, d: the hand passed a and c
-	es["f"] = &entry{digest: "f"}
+	es["f"] = &item{key: "f"}
 	s.push(es["f"])
 	got = append(got, evict(), evict(), evict(), evict(), evict())
 	if want := []string{"b", "d", "e", "f", "a", "c", ""}; !slices.Equal(got, want) {
@@ -99,5 +105,19 @@ func TestSieve(t *testing.T) {
 	s.push(es["a"])
 	if evict() != "a" || evict() != "" {
 		t.Error("not usable after it was empty")
+	}
+}
+
+// TestSieveSteps: when everything is in use the hand does not walk for ever.
+func TestSieveSteps(t *testing.T) {
+	var s sieve[item, *item]
+	for range 100 {
+		i := &item{}
+		i.hits.Store(memoryUses)
+		s.push(i)
+	}
+	steps := 10
+	if e := s.candidate(0, &steps); e == nil || e.spend() == false || steps != 0 {
+		t.Errorf("the hand stopped at %v with %d steps left", e, steps)
 	}
 }

@@ -1,12 +1,14 @@
 package cachetiers
 
 import (
+	"bytes"
 	"context"
 	"hash"
+	"hash/maphash"
 	"io"
 	"sync"
+	"sync/atomic"
 
-	"github.com/maypok86/otter/v2"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/weir-registry/weir/registry"
@@ -18,61 +20,115 @@ const (
 	overhead = 256
 )
 
-// Memory is a Store of small blobs in memory, bounded by their bytes; what goes
-// when it is full is W-TinyLFU's choice (Einziger et al., ACM TOS 2017), as
-// otter implements it. Its zero value holds 64 MiB. Nothing in it is durable.
+// Memory is a Store of small blobs in memory, bounded by their bytes. What goes
+// when it is full is chosen for hits by number, not by bytes: small blobs stay,
+// and a large one must be asked for often to push out many. A blob is kept
+// whenever it is committed and has not more bytes than the limit. Its zero
+// value holds 64 MiB. Nothing in it is durable.
 //
 // Staged bytes are in memory too: put a Tier's Keep before it so that only
 // small blobs are.
 type Memory struct {
-	// Limit is the most bytes it holds; 0: 64 MiB. Set it before the first use.
+	// Limit is the most bytes it holds, 256 a blob for its upkeep included; 0:
+	// 64 MiB. Set it before the first use.
 	Limit int64
 
-	once  sync.Once
-	cache *otter.Cache[digest.Digest, memoryEntry]
+	once   sync.Once
+	seed   maphash.Seed
+	shards [memoryShards]memoryShard
+
+	mu    sync.Mutex // taken before a shard's
+	order bySize     // guarded by mu
+	bytes atomic.Int64
 }
 
 var _ registry.Store = (*Memory)(nil)
 
-type memoryEntry struct {
-	data []byte
+// memoryShards is a power of two.
+const memoryShards = 64
+
+type memoryShard struct {
+	mu    sync.RWMutex
+	items map[string]*item // by digest; guarded by mu
+	_     [32]byte         // a cache line for each
 }
 
 // NewMemory is a Memory of limit bytes.
 func NewMemory(limit int64) *Memory { return &Memory{Limit: limit} }
 
-func (m *Memory) setup() *otter.Cache[digest.Digest, memoryEntry] {
+func (m *Memory) shard(key string) *memoryShard {
 	m.once.Do(func() {
-		limit := m.Limit
-		if limit <= 0 {
-			limit = defaultMemory
+		m.seed = maphash.MakeSeed()
+		for i := range m.shards {
+			m.shards[i].items = make(map[string]*item)
 		}
-		m.cache = otter.Must(&otter.Options[digest.Digest, memoryEntry]{
-			MaximumWeight: uint64(limit),
-			Weigher: func(_ digest.Digest, e memoryEntry) uint32 {
-				return uint32(min(int64(len(e.data))+overhead, 1<<32-1))
-			},
-		})
 	})
-	return m.cache
+	return &m.shards[maphash.String(m.seed, key)%memoryShards]
 }
 
 // Bytes is how much it holds now.
-func (m *Memory) Bytes() int64 { return int64(m.setup().WeightedSize()) }
+func (m *Memory) Bytes() int64 { return m.bytes.Load() }
+
+// get is the blob of a digest, which is a hit.
+func (m *Memory) get(dg digest.Digest) (data []byte, ok bool) {
+	s := m.shard(string(dg))
+	s.mu.RLock()
+	i := s.items[string(dg)]
+	s.mu.RUnlock()
+	if i == nil {
+		return nil, false
+	}
+	i.touch()
+	return i.data, true
+}
+
+// put keeps a blob, whose bytes nobody may change any more.
+func (m *Memory) put(dg digest.Digest, data []byte) {
+	i := &item{links: links[item]{size: int64(len(data)) + overhead}, key: string(dg), data: data}
+	if i.size > m.limit() {
+		return
+	}
+	s := m.shard(i.key)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s.mu.RLock()
+	old := s.items[i.key]
+	s.mu.RUnlock()
+	if old != nil {
+		m.removeLocked(old)
+	}
+	for m.bytes.Load()+i.size > m.limit() {
+		m.removeLocked(m.order.victim())
+	}
+	m.order.push(i)
+	m.bytes.Add(i.size)
+	s.mu.Lock()
+	s.items[i.key] = i
+	s.mu.Unlock()
+}
+
+func (m *Memory) removeLocked(i *item) {
+	m.order.remove(i)
+	m.bytes.Add(-i.size)
+	s := m.shard(i.key)
+	s.mu.Lock()
+	delete(s.items, i.key)
+	s.mu.Unlock()
+}
 
 // Open implements registry.Source.
 func (m *Memory) Open(_ context.Context, w registry.Want) (registry.Blob, error) {
-	e, ok := m.setup().GetIfPresent(w.Digest)
+	data, ok := m.get(w.Digest)
 	if !ok {
 		return nil, registry.Errorf(registry.ErrNotFound, "%s is not in memory", w.Digest)
 	}
 	d := w.Descriptor
-	d.Size = int64(len(e.data))
+	d.Size = int64(len(data))
 	offset, length, ok := w.Clip(d.Size)
 	if !ok {
 		return nil, registry.Errorf(registry.ErrInvalid, "offset %d is past the end of %s", w.Offset, w.Digest)
 	}
-	return registry.NewBytesBlob(e.data, d, offset, length, registry.Via{Detail: "memory"}), nil
+	return registry.NewBytesBlob(data, d, offset, length, registry.Via{Detail: "memory"}), nil
 }
 
 // Stage implements registry.Store.
@@ -163,7 +219,11 @@ func (s *memoryStage) Commit(context.Context) (registry.Descriptor, error) {
 	}
 	d, err := verify(s.expect, s.hash, int64(len(s.data)))
 	if err == nil {
-		s.m.setup().Set(d.Digest, memoryEntry{data: s.data})
+		data := s.data
+		if cap(data) > len(data)+len(data)/8 { // it grew, its size was not known
+			data = bytes.Clone(data)
+		}
+		s.m.put(d.Digest, data)
 	}
 	return d, err
 }

@@ -1,56 +1,91 @@
 package cachetiers
 
-// sieve is the order in which a disk's blobs go: SIEVE (Zhang et al., NSDI
-// 2024). New blobs enter at the head; a hand walks from the tail to the head,
-// passes over what has been used since it last came by, and evicts the first
-// that has not. A hit only sets a bit. It is guarded by its owner's lock.
-type sieve struct {
-	head, tail *entry // newest, oldest
-	hand       *entry // nil: at the tail
+// links are what an order of eviction needs of each of its elements.
+type links[E any] struct {
+	newer, older *E
+	size         int64  // bytes it takes
+	stamp        uint32 // when it came, or when a hand last passed over it
+	uses         uint8  // the owner's: what spend counts down
+	queue        uint8  // the owner's: which of its orders it is in
+	kind         uint8  // the owner's
 }
 
-func (s *sieve) push(e *entry) {
-	e.newer, e.older = nil, s.head
+func (l *links[E]) at() *links[E] { return l }
+
+// node is a pointer to an element with links.
+type node[E any] interface {
+	*E
+	at() *links[E]
+	// spend reports whether the element was used since the last time it was
+	// asked, and takes one use away.
+	spend() bool
+}
+
+// sieve is an order of eviction: SIEVE (Zhang et al., NSDI 2024). New elements
+// enter at the head; a hand walks from the tail to the head, passes over what
+// has been used since it last came by, and stops at the first that has not.
+// With more than one use to spend an element is passed over as often. A hit
+// moves nothing. It is guarded by its owner's lock.
+type sieve[E any, P node[E]] struct {
+	head, tail *E // newest, oldest
+	hand       *E // nil: at the tail
+	len        int
+	bytes      int64
+}
+
+func (s *sieve[E, P]) push(e *E) {
+	l := P(e).at()
+	l.newer, l.older = nil, s.head
 	if s.head != nil {
-		s.head.newer = e
+		P(s.head).at().newer = e
 	}
 	s.head = e
 	if s.tail == nil {
 		s.tail = e
 	}
+	s.len++
+	s.bytes += l.size
 }
 
 // pushOld puts e behind all others.
-func (s *sieve) pushOld(e *entry) {
-	e.older, e.newer = nil, s.tail
+func (s *sieve[E, P]) pushOld(e *E) {
+	l := P(e).at()
+	l.older, l.newer = nil, s.tail
 	if s.tail != nil {
-		s.tail.older = e
+		P(s.tail).at().older = e
 	}
 	s.tail = e
 	if s.head == nil {
 		s.head = e
 	}
+	s.len++
+	s.bytes += l.size
 }
 
-func (s *sieve) remove(e *entry) {
+func (s *sieve[E, P]) remove(e *E) {
+	l := P(e).at()
 	if s.hand == e {
-		s.hand = e.newer
+		s.hand = l.newer
 	}
-	if e.newer != nil {
-		e.newer.older = e.older
+	if l.newer != nil {
+		P(l.newer).at().older = l.older
 	} else {
-		s.head = e.older
+		s.head = l.older
 	}
-	if e.older != nil {
-		e.older.newer = e.newer
+	if l.older != nil {
+		P(l.older).at().newer = l.newer
 	} else {
-		s.tail = e.newer
+		s.tail = l.newer
 	}
-	e.newer, e.older = nil, nil
+	l.newer, l.older = nil, nil
+	s.len--
+	s.bytes -= l.size
 }
 
-// victim is the blob to evict next; nil if there is none.
-func (s *sieve) victim() *entry {
+// candidate moves the hand to what is to go next and returns it; nil if there
+// is nothing. The hand stays there, so that asking again costs nothing. It
+// takes at most *steps steps, and then whatever it has come to.
+func (s *sieve[E, P]) candidate(now uint32, steps *int) *E {
 	e := s.hand
 	for {
 		if e == nil {
@@ -58,11 +93,13 @@ func (s *sieve) victim() *entry {
 				return nil
 			}
 		}
-		if !e.used {
-			s.hand = e.newer
+		if *steps <= 0 || !P(e).spend() {
+			s.hand = e
 			return e
 		}
-		e.used = false
-		e = e.newer
+		*steps--
+		l := P(e).at()
+		l.stamp = now
+		e = l.newer
 	}
 }

@@ -57,7 +57,6 @@ var leaves = map[string][]string{
 	"google.golang.org/api":               {"registry/names/spanner", "cachetiers/origin/gcs"},
 	"github.com/Azure/":                   {},
 	"go.etcd.io/bbolt":                    {"registry/names"},
-	"github.com/maypok86/otter":           {"cachetiers"},
 	"github.com/failsafe-go/":             {"registry/outbound"},
 	"github.com/prometheus/":              {"registry/ops"},
 	"github.com/spf13/":                   {"cmd/weir"},
