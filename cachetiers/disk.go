@@ -55,9 +55,11 @@ type Disk struct {
 	seq      uint64                  // guarded by mu; names for staged files
 	trash    []string                // guarded by mu; files to remove once it is not held
 	gone     map[digest.Digest]bool  // guarded by mu; removed since loading began, nil once it is over
+	whole    bool                    // guarded by mu; the index has all there is, and may be saved
 
 	loaded chan struct{} // closed when the index is whole
 	stop   chan struct{} // closed by Close
+	ended  chan struct{} // closed when the background work has ended
 	once   sync.Once
 }
 
@@ -83,7 +85,7 @@ func OpenDisk(root string, o DiskOptions) (*Disk, error) {
 		o.Log = slog.Default()
 	}
 	d := &Disk{root: root, o: o, entries: newShelf(o.Limit), parts: make(map[digest.Digest]*part), gone: make(map[digest.Digest]bool),
-		loaded: make(chan struct{}), stop: make(chan struct{})}
+		loaded: make(chan struct{}), stop: make(chan struct{}), ended: make(chan struct{})}
 	if err := os.RemoveAll(d.staging()); err != nil {
 		return nil, registry.Wrap(registry.ErrNoRoom, err, "clear the disk tier's unfinished files")
 	}
@@ -95,7 +97,7 @@ func OpenDisk(root string, o DiskOptions) (*Disk, error) {
 	if err := d.loadParts(); err != nil {
 		return nil, err
 	}
-	go d.load()
+	go d.background()
 	return d, nil
 }
 
@@ -112,10 +114,22 @@ func (d *Disk) path(dg digest.Digest) string {
 // the limit holds for what an earlier run left too.
 func (d *Disk) Loaded() <-chan struct{} { return d.loaded }
 
-// Close ends the background work. What is open can be read on.
+// Close ends the background work and writes the index for the next run. What is
+// open can be read on, and what is committed later is found by the next run.
 func (d *Disk) Close() error {
-	d.once.Do(func() { close(d.stop) })
-	<-d.loaded
+	d.once.Do(func() {
+		close(d.stop)
+		<-d.ended
+		d.mu.Lock()
+		whole := d.whole
+		d.mu.Unlock()
+		if !whole {
+			return
+		}
+		if err := d.saveIndex(); err != nil {
+			d.o.Log.Warn("write the disk tier's index, the next start takes longer", "err", err)
+		}
+	})
 	return nil
 }
 

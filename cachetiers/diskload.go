@@ -1,12 +1,12 @@
 package cachetiers
 
 import (
+	"bytes"
 	"cmp"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -19,93 +19,192 @@ import (
 // calls, and waiting for the disk.
 const loaders = 8
 
-// A found is a file that an earlier run left.
+// patrolEvery is how often the patrol reads a directory.
+const patrolEvery = 100 * time.Millisecond
+
+// A found is a file that an earlier run left and the index did not know.
 type found struct {
-	digest digest.Digest
-	size   int64
-	at     time.Time
+	raw  rawDigest
+	size int64
+	at   time.Time
 }
 
-// load makes the index of what an earlier run left, without reading any of it.
-func (d *Disk) load() {
-	defer close(d.loaded)
+// background makes the index whole and keeps it, until Close.
+func (d *Disk) background() {
+	defer close(d.ended)
+	trusted := d.load()
+	close(d.loaded)
+	d.patrol(trusted, patrolEvery)
+	d.keepIndex()
+}
+
+// load makes the index of what an earlier run left, without reading any of it:
+// from the index file, and from those directories that have changed since. It
+// gives the others, which were not looked at.
+func (d *Disk) load() (trusted []fan) {
 	begun := time.Now()
-	all := d.walk()
+	x := d.readIndex()
+	if x == nil {
+		x = &indexed{}
+	}
+	isTrusted, changed := map[fan]bool{}, []fan(nil)
+	for _, f := range d.fans() {
+		info, err := os.Stat(d.fanPath(f))
+		if at := x.times[f]; err == nil && at != 0 && at == info.ModTime().UnixNano() {
+			isTrusted[f] = true
+			trusted = append(trusted, f)
+		} else {
+			changed = append(changed, f)
+		}
+	}
+	known := make(map[fan][]*entry, len(changed)) // of x, in the directories that are read
+	for _, e := range x.blobs {
+		if f := (fan{e.kind, e.head[0]}); !isTrusted[f] {
+			known[f] = append(known[f], e)
+		}
+	}
+	fresh := d.walk(changed, known)
 	// The oldest go first, as they would have without a restart.
-	slices.SortFunc(all, func(a, b found) int {
-		return cmp.Or(b.at.Compare(a.at), strings.Compare(string(a.digest), string(b.digest)))
+	slices.SortFunc(fresh, func(a, b found) int {
+		return cmp.Or(b.at.Compare(a.at), bytes.Compare(a.raw.sum[:], b.raw.sum[:]))
 	})
+	all := make([]*entry, 0, len(fresh)+len(x.blobs))
+	for _, f := range fresh {
+		all = append(all, newEntry(&f.raw, f.size))
+	}
+	for _, e := range x.blobs {
+		if e.stamp != 0 || isTrusted[fan{e.kind, e.head[0]}] {
+			all = append(all, e)
+		}
+	}
+	d.takeIn(all)
+	if len(all) > 0 {
+		d.o.Log.Info("disk tier is warm", "blobs", len(all), "indexed", len(x.blobs), "directories read", len(changed),
+			"took", time.Since(begun).String())
+	}
+	return trusted
+}
+
+// takeIn puts what an earlier run left behind what there is already, the first
+// to go last, and then the index is whole.
+func (d *Disk) takeIn(all []*entry) {
 	d.mu.Lock()
 	defer d.unlock()
-	for _, f := range all {
-		raw, _ := rawOf(f.digest)
-		e := newEntry(&raw, f.size)
-		if d.entries.slot(e) == nil && !d.gone[f.digest] {
+	d.entries.now += uint32(len(all))
+	for i, e := range all {
+		if i%lockedFor == lockedFor-1 {
+			d.mu.Unlock() // readers wait for it
+			d.mu.Lock()
+		}
+		if d.entries.slot(e) == nil && (len(d.gone) == 0 || !d.gone[e.digest()]) {
+			e.stamp = uint32(len(all) - i)
 			d.entries.pushOld(e)
-			d.used += f.size
+			d.used += e.size
 		}
 	}
 	d.gone = nil
-	d.shrinkLocked(max(d.o.Limit-d.inFlight, 0))
-	if len(all) > 0 {
-		d.o.Log.Info("disk tier is warm", "blobs", d.entries.len(), "bytes", d.used, "took", time.Since(begun).String())
+	select {
+	case <-d.stop: // perhaps before all was found
+	default:
+		d.whole = true
 	}
+	d.shrinkLocked(max(d.o.Limit-d.inFlight, 0))
 }
 
-// walk finds the files, several directories at a time, until Close.
-func (d *Disk) walk() (all []found) {
-	dirs := make(chan [2]string) // algorithm, directory
+// walk finds the files in directories, several directories at a time, until
+// Close. Of those that are known it sets the stamps.
+func (d *Disk) walk(fans []fan, known map[fan][]*entry) (fresh []found) {
+	dirs := make(chan fan)
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	for range loaders {
 		wg.Go(func() {
-			for dir := range dirs {
-				some := d.read(dir[0], dir[1])
+			for f := range dirs {
+				some := d.read(f, known[f])
 				mu.Lock()
-				all = append(all, some...)
+				fresh = append(fresh, some...)
 				mu.Unlock()
 			}
 		})
 	}
 	defer wg.Wait()
 	defer close(dirs)
-	algorithms, err := os.ReadDir(d.blobs())
-	if err != nil {
-		d.o.Log.Error("read the disk tier", "err", err)
-	}
-	for _, alg := range algorithms {
-		fans, err := os.ReadDir(filepath.Join(d.blobs(), alg.Name()))
-		if err != nil {
-			d.o.Log.Error("read the disk tier", "err", err)
-		}
-		for _, fan := range fans {
-			select {
-			case dirs <- [2]string{alg.Name(), filepath.Join(d.blobs(), alg.Name(), fan.Name())}:
-			case <-d.stop:
-				return
-			}
+	for _, f := range fans {
+		select {
+		case dirs <- f:
+		case <-d.stop:
+			return
 		}
 	}
 	return
 }
 
 // read finds the files of one directory.
-func (d *Disk) read(alg, dir string) (some []found) {
-	files, err := os.ReadDir(dir)
+func (d *Disk) read(f fan, known []*entry) (fresh []found) {
+	at := make(map[rawDigest]*entry, len(known))
+	for _, e := range known {
+		at[e.raw()] = e
+	}
+	for _, raw := range d.names(f) {
+		if e := at[raw]; e != nil {
+			e.stamp = 1
+			continue
+		}
+		if info, err := os.Lstat(d.path(raw.digest())); err == nil && info.Mode().IsRegular() { // else it has gone since
+			fresh = append(fresh, found{raw, info.Size(), info.ModTime()})
+		}
+	}
+	return fresh
+}
+
+// names are the blobs that have files in a directory.
+func (d *Disk) names(f fan) (all []rawDigest) {
+	dir, err := os.Open(d.fanPath(f))
+	if err != nil {
+		d.o.Log.Error("read the disk tier", "err", err)
+		return nil
+	}
+	defer dir.Close()
+	files, err := dir.ReadDir(-1)
 	if err != nil {
 		d.o.Log.Error("read the disk tier", "err", err)
 	}
+	all = make([]rawDigest, 0, len(files))
 	for _, file := range files {
-		dg := digest.Digest(alg + ":" + file.Name())
-		if !file.Type().IsRegular() || !registry.ValidDigest(dg) || d.path(dg) != filepath.Join(dir, file.Name()) {
-			d.o.Log.Warn("a file that is not a blob is in the disk tier", "path", filepath.Join(dir, file.Name()))
+		raw, ok := rawOfHex(f.kind, file.Name())
+		if !ok || raw.sum[0] != f.first || !file.Type().IsRegular() {
+			d.o.Log.Warn("a file that is not a blob is in the disk tier", "path", filepath.Join(d.fanPath(f), file.Name()))
 			continue
 		}
-		if info, err := file.Info(); err == nil { // else it has gone since
-			some = append(some, found{dg, info.Size(), info.ModTime()})
+		all = append(all, raw)
+	}
+	return all
+}
+
+// patrol reads the directories that loading trusted, one at a time, until
+// Close: what the index did not know comes into it. It finds something only
+// if someone restored files with their old times, or the clock was set.
+func (d *Disk) patrol(fans []fan, every time.Duration) {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for _, f := range fans {
+		select {
+		case <-tick.C:
+		case <-d.stop:
+			return
+		}
+		names := d.names(f)
+		for some := range slices.Chunk(names, lockedFor) {
+			d.mu.Lock()
+			for _, raw := range some {
+				if d.entries.find(&raw) == nil {
+					d.lateLocked(raw.digest())
+				}
+			}
+			d.shrinkLocked(max(d.o.Limit-d.inFlight, 0))
+			d.unlock()
 		}
 	}
-	return some
 }
 
 // lateLocked looks for a blob that the index may not have yet.

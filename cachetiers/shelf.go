@@ -5,11 +5,10 @@ import (
 	"hash/maphash"
 	"iter"
 	"math/bits"
+	"strings"
 	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
-
-	"github.com/weir-registry/weir/registry"
 )
 
 const (
@@ -87,27 +86,41 @@ type rawDigest struct {
 
 // rawOf is dg in binary; ok is false if it is not valid.
 func rawOf(dg digest.Digest) (raw rawDigest, ok bool) {
-	if !registry.ValidDigest(dg) {
-		return raw, false
-	}
-	for raw.kind = range kinds {
-		name, n := algorithm(raw.kind)
-		if len(dg) == len(name)+1+2*n && string(dg[:len(name)]) == name {
-			for i := range n {
-				at := len(name) + 1 + 2*i
-				raw.sum[i] = nibble(dg[at])<<4 | nibble(dg[at+1])
-			}
-			return raw, true
+	alg, hexes, _ := strings.Cut(string(dg), ":")
+	for kind := range kinds {
+		if name, _ := algorithm(kind); name == alg {
+			return rawOfHex(kind, hexes)
 		}
 	}
 	return raw, false
 }
 
+// rawOfHex is the digest of that kind with those hexadecimal digits.
+func rawOfHex(kind uint8, hexes string) (raw rawDigest, ok bool) {
+	_, n := algorithm(kind)
+	if len(hexes) != 2*n {
+		return raw, false
+	}
+	raw.kind = kind
+	for i := range n {
+		high, low := nibble(hexes[2*i]), nibble(hexes[2*i+1])
+		if high > 15 || low > 15 {
+			return rawDigest{}, false
+		}
+		raw.sum[i] = high<<4 | low
+	}
+	return raw, true
+}
+
+// nibble is the value of a digit; 16 if c is none. Capitals are none.
 func nibble(c byte) byte {
-	if c >= 'a' {
+	switch {
+	case c >= '0' && c <= '9':
+		return c - '0'
+	case c >= 'a' && c <= 'f':
 		return c - 'a' + 10
 	}
-	return c - '0'
+	return 16
 }
 
 func newEntry(raw *rawDigest, size int64) *entry {
@@ -132,6 +145,11 @@ func (e *entry) raw() (raw rawDigest) {
 // digest is e's digest, put together anew.
 func (e *entry) digest() digest.Digest {
 	raw := e.raw()
+	return raw.digest()
+}
+
+// digest is the digest as it is written.
+func (raw *rawDigest) digest() digest.Digest {
 	name, n := algorithm(raw.kind)
 	return digest.Digest(name + ":" + hex.EncodeToString(raw.sum[:n]))
 }
@@ -211,11 +229,10 @@ func (s *shelf) push(e *entry) {
 	s.byHash[h] = e
 }
 
-// pushOld takes in an entry of an earlier run, behind all others in its queue;
-// its slot must be free.
+// pushOld takes in an entry of an earlier run, which has a stamp and a queue,
+// behind all others in that; its slot must be free.
 func (s *shelf) pushOld(e *entry) {
 	raw := e.raw()
-	e.stamp = s.now
 	s.order(e).pushOld(e)
 	s.byHash[s.hash(&raw)] = e
 }
