@@ -51,6 +51,7 @@ bench: build ## compare with distribution's proxy and nginx's cache, measure a c
 
 soak: build ## run the concurrency and failure tests again and again
 	$(GO) test -race -count 10 -timeout 30m ./registry/... ./cachetiers/...
+	WEIR_SOAK=1 $(GO) test -v -timeout 30m -run "^(TestReplay|TestMillion)$$$$" ./cachetiers
 
 clean: ## remove what was built; tools and data stay
 	rm -rf bin

@@ -4,10 +4,7 @@ import (
 	"bytes"
 	"hash/crc32"
 	"slices"
-	"strings"
 	"testing"
-
-	"github.com/opencontainers/go-digest"
 )
 
 func TestFileSizes(t *testing.T) {
@@ -71,9 +68,6 @@ func TestSumsOfWrites(t *testing.T) {
 		t.Errorf("sums %v, want %v", got, want)
 	}
 }
-
-// letter is a valid digest that one can tell from others by its letter.
-func letter(c byte) digest.Digest { return digest.Digest("sha256:" + strings.Repeat(string(c), 64)) }
 
 // TestSieve: what was used stays, in the order SIEVE says.
 func TestSieve(t *testing.T) {
