@@ -149,7 +149,7 @@ func TestTimeLimits(t *testing.T) {
 		})
 	}
 	synctest.Test(t, func(t *testing.T) {
-		store := newStore(t, new(origin.MemoryBucket))
+		store := newStore(t, &trickle{pause: time.Millisecond})
 		d, err := commit(store, data)
 		if err != nil {
 			t.Fatal(err)
