@@ -38,7 +38,10 @@ var (
 	errSlow = errors.New("no answer within the time limit")
 	// errDead marks failures of the node itself, or of the way to it: another
 	// may be asked.
-	errDead = errors.New("the node cannot be reached")
+	errDead = errors.New("no answer to use")
+	// errRefused is a node that answers, and will have nothing to do with this
+	// one: until someone has done something about it.
+	errRefused = fmt.Errorf("refused: %w", errDead)
 )
 
 // client asks one node.
@@ -152,7 +155,7 @@ func (c *client) check(resp *http.Response) error {
 		// not know this one.
 		return &registry.Error{Kind: registry.ErrUnavailable, Public: "a node behind refuses",
 			Text: fmt.Sprintf("%s answered %d %q", c.host, resp.StatusCode, strings.TrimSpace(string(text))), After: retryAfter,
-			Err: errDead}
+			Err: errRefused}
 	}
 	after, _ := strconv.Atoi(resp.Header.Get("Retry-After"))
 	return &registry.Error{Kind: kind, Text: fmt.Sprintf("%s: %s", c.host, text), Public: string(text),

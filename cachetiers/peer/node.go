@@ -2,6 +2,7 @@ package peer
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -10,7 +11,8 @@ import (
 )
 
 const (
-	// pingUp and pingDown are how often a node is pinged.
+	// pingUp and pingDown are how often a node is pinged; one that refuses as
+	// often as one that is up, for its log's sake.
 	pingUp   = 5 * time.Second
 	pingDown = time.Second
 	// warm is how many connections are kept open to a node, so that no fill
@@ -125,6 +127,8 @@ func (n *node) rest(ctx context.Context) {
 	if n.down == nil {
 		every, again = pingUp, make(chan struct{})
 		n.again = again
+	} else if errors.Is(n.down, errRefused) {
+		every = pingUp
 	}
 	n.mu.Unlock()
 	timer := time.NewTimer(every)
