@@ -110,6 +110,9 @@ func (c *Config) checkPeers() error {
 		if err := checkNode(fmt.Sprintf("peers.nodes[%d]", i), node); err != nil {
 			return err
 		}
+		if slices.Contains(nodes(c.Next), nodes([]string{node})[0]) {
+			return fmt.Errorf("peers.nodes[%d]: %s is in next too; a node is behind this one or beside it", i, node)
+		}
 	}
 	return nil
 }

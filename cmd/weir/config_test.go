@@ -129,6 +129,7 @@ func TestConfigMistakes(t *testing.T) {
 		{"tls: {cert: a.pem}", "tls: cert, key and ca belong together"},
 		{"peers: {nodes: [\"https://a:1\"]}", "peers: self and nodes belong together"},
 		{"peers: {self: https://a:1, nodes: [\"https://b:1\"]}", "peers: the others reach this node at its tiers address"},
+		{"next: https://b:1\ntiers: 127.0.0.1:9\npeers: {self: https://a:1, nodes: [\"https://b:1/\"]}", "peers.nodes[0]: https://b:1/ is in next too"},
 		{"cache: {disks: [{size: 1GiB}]}", "cache.disks[0]: no path"},
 		{"cache: {disks: [{path: /a, size: 1KiB}]}", "cache.disks[0]: 1KiB is less than 1MiB"},
 		{"cache: {disks: [{path: /a, size: 1GiB}, {path: /a/, size: 1GiB}]}", "cache.disks[1]: /a/ is there twice"},

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/weir-registry/weir/cachetiers"
@@ -46,7 +47,17 @@ func (n *node) newBehind(c *Config, log *slog.Logger, direct registry.Upstream) 
 	if n.next, err = peer.NewGroup(o); err != nil {
 		return nil, fmt.Errorf("next: %w", err)
 	}
+	n.watched(n.next)
 	return n.next, nil
+}
+
+// watched has the metrics say which nodes of a group answer.
+func (n *node) watched(g *peer.Group) {
+	for i, s := range g.States() {
+		if !s.Self {
+			n.metrics.Node(strings.TrimPrefix(s.Address, "https://"), func() bool { return g.States()[i].Up })
+		}
+	}
 }
 
 // share is what this node keeps of what it and its peers share: blobs in its
@@ -78,6 +89,7 @@ func (n *node) newPeers(c *Config, log *slog.Logger, onDisk cachetiers.Options, 
 	if err != nil {
 		return nil, nil, fmt.Errorf("peers: %w", err)
 	}
+	n.watched(n.peers)
 	// What this disk happens to have is given from it; what it has not, and a
 	// peer has, is not kept here too.
 	onDisk.Keep = func(registry.Want) bool { return false }

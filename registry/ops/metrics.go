@@ -68,6 +68,19 @@ func (m *Metrics) TierBytes(tier string, held func() int64) {
 		func() float64 { return float64(held()) }))
 }
 
+// Node makes weir_node_up{node} 1 while up says that the node answers, and else
+// 0. It is called once for each node.
+func (m *Metrics) Node(node string, up func() bool) {
+	m.gather.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weir_node_up",
+		Help: "1 while another node answers, as far as this one knows.", ConstLabels: prometheus.Labels{"node": node}},
+		func() float64 {
+			if up() {
+				return 1
+			}
+			return 0
+		}))
+}
+
 // Request implements registry.Meter.
 func (m *Metrics) Request(space string, status int, took time.Duration, bytes int64, via registry.Via) {
 	cache := via.Fwd

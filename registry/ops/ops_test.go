@@ -28,6 +28,8 @@ func TestMetrics(t *testing.T) {
 	m := ops.NewMetrics("1.2.3")
 	m.TierBytes("memory", func() int64 { return 7 })
 	m.TierBytes("disk", func() int64 { return 1 << 40 })
+	m.Node("a:1", func() bool { return true })
+	m.Node("b:1", func() bool { return false })
 	m.Request("oci", 200, 3*time.Millisecond, 100, registry.Via{Detail: "disk"})
 	m.Request("oci", 200, time.Second, 1, registry.Via{Fwd: "miss", Detail: "upstream"})
 	m.Request("npm", 404, time.Second, 0, registry.Via{})
@@ -57,6 +59,8 @@ func TestMetrics(t *testing.T) {
 		`weir_upstream_requests_total{code="200",upstream="docker.io"} 1`,
 		`weir_upstream_requests_total{code="0",upstream="docker.io"} 1`,
 		`weir_upstream_seconds_count{upstream="docker.io"} 1`,
+		`weir_node_up{node="a:1"} 1`,
+		`weir_node_up{node="b:1"} 0`,
 		`weir_build_info{version="1.2.3"} 1`,
 	} {
 		if !strings.Contains(body, "\n"+line+"\n") {
