@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/weir-registry/weir/cachetiers"
@@ -119,13 +120,47 @@ func (s *server) listenTiers() (net.Listener, error) {
 	return tls.NewListener(l, s.node.trust.Server()), nil
 }
 
-// tiersServer serves nodes in front.
+// tiersServer serves nodes in front. Connections that are kept warm for it and
+// have not been used yet do not hold up its end.
 func (s *server) tiersServer(errorLog *stdlog.Logger) *http.Server {
-	return &http.Server{
+	var unused unusedConns
+	server := &http.Server{
 		Handler:           s.node.tiers,
 		ReadHeaderTimeout: readHeader,
 		IdleTimeout:       tiersIdle,
 		MaxHeaderBytes:    tiersHeader,
 		ErrorLog:          errorLog,
+		ConnState:         unused.note,
+	}
+	server.RegisterOnShutdown(unused.close)
+	return server
+}
+
+// unusedConns are a server's connections on which nothing has been asked: the
+// server would wait some seconds for a first request when it is to stop.
+type unusedConns struct {
+	mu    sync.Mutex
+	conns map[net.Conn]bool // guarded by mu
+}
+
+// note is for http.Server.ConnState.
+func (u *unusedConns) note(c net.Conn, is http.ConnState) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if is != http.StateNew {
+		delete(u.conns, c)
+		return
+	}
+	if u.conns == nil {
+		u.conns = map[net.Conn]bool{}
+	}
+	u.conns[c] = true
+}
+
+func (u *unusedConns) close() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for c := range u.conns {
+		c.Close()
 	}
 }
