@@ -193,7 +193,7 @@ func (q *queue) work() {
 			continue
 		}
 		q.k.o.Meter.Event("keep failed", q.k.o.Name)
-		q.k.o.Log.Info("not kept in the origin store yet", "store", q.k.o.Name, "digest", j.d.Digest, "again", backoff, "err", err)
+		q.k.o.Log.Info("not kept in the origin store yet", "store", q.k.o.Name, "digest", j.d.Digest, "again", backoff.String(), "err", err)
 		q.again(j)
 		q.pause(max(backoff, min(registry.RetryAfter(err), longestBackoff)))
 		backoff = min(2*backoff, longestBackoff)

@@ -78,6 +78,27 @@ func openOrigin(ctx context.Context, c *Config, dir string, log *slog.Logger) (r
 	return store, nil
 }
 
+// newKeeper puts the store for good, if there is one, in front of what is
+// behind.
+func (n *node) newKeeper(c *Config, data *dataDir, log *slog.Logger, behind registry.Source, packages *npm.Upstreams) error {
+	store, err := openOrigin(context.Background(), c, data.file("spool"), log)
+	if err != nil || store == nil {
+		return err
+	}
+	n.keeper = origin.NewKeeper(store, behind, origin.KeeperOptions{Name: schemeOf(c.Origin.Blobs), Keep: c.keeps(packages), Meter: n.metrics, Log: log})
+	return nil
+}
+
+// kept has documents that upstreams gave kept for good too; nil: nothing is.
+func (n *node) kept() func(registry.Name, registry.Descriptor) {
+	if n.keeper == nil {
+		return nil
+	}
+	return func(name registry.Name, d registry.Descriptor) {
+		n.keeper.Landed(d, name, registry.Via{Fwd: "miss", Detail: "upstream"})
+	}
+}
+
 // keeps is a function that reports whether what a name stands for is written to
 // origin.blobs: its upstream's keep says so.
 func (c *Config) keeps(packages *npm.Upstreams) func(registry.Name) bool {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -40,11 +41,12 @@ type node struct {
 	disk    *cachetiers.Disk
 	metrics *ops.Metrics
 	handler http.Handler
-	npm     bool         // whether npm packages are served
-	trust   *trust.Trust // who other nodes are; nil: there are none
-	next    *peer.Group  // nodes behind; nil: none
-	peers   *peer.Group  // nodes beside, and this one; nil: none
-	tiers   http.Handler // for nodes in front; nil: none
+	npm     bool           // whether npm packages are served
+	trust   *trust.Trust   // who other nodes are; nil: there are none
+	next    *peer.Group    // nodes behind; nil: none
+	peers   *peer.Group    // nodes beside, and this one; nil: none
+	keeper  *origin.Keeper // the store for good, in front of what is behind; nil: none
+	tiers   http.Handler   // for nodes in front; nil: none
 }
 
 // newNode opens what is in the data directory and wires it up. npmURL is the
@@ -77,6 +79,9 @@ func newNode(c *Config, data *dataDir, log *slog.Logger, npmURL string, noNPM er
 	if err != nil {
 		return nil, err
 	}
+	if err := n.newKeeper(c, data, log, behind, packages); err != nil {
+		return nil, err
+	}
 	blobs, bindings, err := n.newTiers(c, data, log, behind)
 	if err != nil {
 		return nil, err
@@ -90,6 +95,7 @@ func newNode(c *Config, data *dataDir, log *slog.Logger, npmURL string, noNPM er
 		Blobs:  blobs,
 		Spaces: map[string]registry.Space{oci.Space: n.asked(images.Space(), bindings), npmSpace: n.asked(packages.Space(), bindings)},
 		Guard:  guard,
+		Kept:   n.kept(),
 		Meter:  n.metrics,
 		Log:    log,
 	}
@@ -113,7 +119,12 @@ func (n *node) newTiers(c *Config, data *dataDir, log *slog.Logger, behind regis
 	n.metrics.TierBytes("disk", n.disk.Bytes)
 	n.metrics.TierBytes("memory", memory.Bytes)
 	onDisk := cachetiers.Options{Name: "disk", Meter: n.metrics, Log: log}
-	far, bindings, err := n.newPeers(c, log, onDisk, cachetiers.NewTier(n.disk, behind, onDisk), behind)
+	var behindDisk registry.Source = behind
+	if n.keeper != nil {
+		n.keeper.From(n.disk)
+		onDisk.Landed, behindDisk = n.keeper.Landed, n.keeper
+	}
+	far, bindings, err := n.newPeers(c, log, onDisk, cachetiers.NewTier(n.disk, behindDisk, onDisk), behind)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -188,6 +199,13 @@ func about(w http.ResponseWriter, r *http.Request) {
 // Close writes out what is kept.
 func (n *node) Close() error {
 	var errs []error
+	if n.keeper != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), drainFor)
+		defer cancel()
+		if err := n.keeper.Close(ctx); err != nil {
+			n.service.Log.Warn("stop", "err", err) // they are still in the cache; the next pull elsewhere fetches them
+		}
+	}
 	for _, g := range []*peer.Group{n.next, n.peers} {
 		if g != nil {
 			errs = append(errs, g.Close())
