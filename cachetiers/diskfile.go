@@ -133,11 +133,24 @@ func (d *Disk) state(info fs.FileInfo) uint64 {
 
 // openEntry opens a run of e's blob; ErrCorrupt if it is damaged.
 func (d *Disk) openEntry(e *entry, w registry.Want) (registry.Blob, error) {
-	f, err := os.Open(d.path(w.Digest))
+	var f *os.File
+	path := d.path(w.Digest)
+	err := d.do("open", path, func() (err error) {
+		f, err = os.Open(path)
+		return err
+	})
 	if errors.Is(err, fs.ErrNotExist) {
+		if err := d.there(); err != nil {
+			return nil, registry.Wrap(registry.ErrUnavailable, err, "open "+string(w.Digest))
+		}
 		return nil, registry.Errorf(registry.ErrCorrupt, "the file is missing")
 	}
+	if errors.Is(err, fs.ErrPermission) {
+		// Left by a weir that ran as another user: the file is no use, the disk is.
+		return nil, registry.Wrap(registry.ErrCorrupt, err, "open "+string(w.Digest))
+	}
 	if err != nil {
+		d.fault(err, false)
 		return nil, registry.Wrap(registry.ErrUnavailable, err, "open "+string(w.Digest))
 	}
 	b, err := d.openFile(f, e, w)
@@ -151,6 +164,7 @@ func (d *Disk) openEntry(e *entry, w registry.Want) (registry.Blob, error) {
 func (d *Disk) openFile(f *os.File, e *entry, w registry.Want) (*diskBlob, error) {
 	info, err := f.Stat()
 	if err != nil {
+		d.fault(err, false)
 		return nil, registry.Wrap(registry.ErrUnavailable, err, "stat "+string(w.Digest))
 	}
 	size, ok := blobSize(info.Size())
@@ -163,7 +177,7 @@ func (d *Disk) openFile(f *os.File, e *entry, w registry.Want) (*diskBlob, error
 	}
 	b := &diskBlob{d: d, e: e, f: f, desc: w.Descriptor, size: size, offset: offset, length: length, at: offset}
 	b.desc.Size = size
-	if b.known, err = d.known(f, e, d.state(info), size, w.Digest); err != nil {
+	if b.known, err = d.known(d.reader(f), e, d.state(info), size, w.Digest); err != nil {
 		return nil, err
 	}
 	// A small blob is checked before anything of it is given away.
@@ -177,14 +191,14 @@ func (d *Disk) openFile(f *os.File, e *entry, w registry.Want) (*diskBlob, error
 
 // known is what is known of e's file, which is f. What was found out too long
 // ago, or of another state of the file, is forgotten.
-func (d *Disk) known(f *os.File, e *entry, state uint64, size int64, dg digest.Digest) (*checked, error) {
+func (d *Disk) known(f io.ReaderAt, e *entry, state uint64, size int64, dg digest.Digest) (*checked, error) {
 	c := e.checked.Load()
 	if c != nil && c.state == state && time.Since(c.at) <= d.o.Reverify {
 		return c, nil
 	}
 	tail := make([]byte, e.size-size)
 	if _, err := f.ReadAt(tail, size); err != nil {
-		return nil, registry.Errorf(registry.ErrCorrupt, "the file's footer cannot be read: %v", err)
+		return nil, registry.Wrap(registry.ErrCorrupt, err, "read the file's footer")
 	}
 	sums, err := parseTail(tail, dg, size)
 	if err != nil {
@@ -246,7 +260,12 @@ func (b *diskBlob) Descriptor() registry.Descriptor { return b.desc }
 func (b *diskBlob) Span() (int64, int64) { return b.offset, b.length }
 
 // Via implements registry.Blob.
-func (b *diskBlob) Via() registry.Via { return registry.Via{Detail: "disk"} }
+func (b *diskBlob) Via() registry.Via {
+	if b.d.o.Durable {
+		return registry.Via{Detail: "origin"}
+	}
+	return registry.Via{Detail: "disk"}
+}
 
 // Close implements registry.Blob.
 func (b *diskBlob) Close() error {
@@ -270,8 +289,8 @@ func (b *diskBlob) check(off, n int64) error {
 			buf = make([]byte, min(chunkBytes, b.size))
 		}
 		chunk := buf[:min(chunkBytes, b.size-i*chunkBytes)]
-		if _, err := b.f.ReadAt(chunk, i*chunkBytes); err != nil {
-			return b.damaged(registry.Errorf(registry.ErrCorrupt, "chunk %d of %s cannot be read: %v", i, b.desc.Digest, err))
+		if _, err := b.d.reader(b.f).ReadAt(chunk, i*chunkBytes); err != nil {
+			return b.damaged(registry.Wrap(registry.ErrCorrupt, err, "read a chunk of "+string(b.desc.Digest)))
 		}
 		if crc32.Checksum(chunk, castagnoli()) != want {
 			return b.damaged(registry.Errorf(registry.ErrCorrupt, "chunk %d of %s is damaged", i, b.desc.Digest))
@@ -286,9 +305,9 @@ func (b *diskBlob) check(off, n int64) error {
 	return nil
 }
 
-// damaged drops the blob so that the next reader gets it from elsewhere.
+// damaged sees that the next reader gets the blob from elsewhere.
 func (b *diskBlob) damaged(err error) error {
-	b.d.drop(b.e)
+	b.d.lose(b.e, err)
 	return err
 }
 
@@ -318,12 +337,12 @@ func (b *diskBlob) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	m, err := b.f.ReadAt(p[:min(int64(len(p)), n)], b.at)
+	m, err := b.d.reader(b.f).ReadAt(p[:min(int64(len(p)), n)], b.at)
 	b.at += int64(m)
 	if m > 0 {
 		return m, nil
 	}
-	return 0, b.damaged(registry.Errorf(registry.ErrCorrupt, "%s ended early: %v", b.desc.Digest, err))
+	return 0, b.damaged(registry.Wrap(registry.ErrCorrupt, err, "read "+string(b.desc.Digest)))
 }
 
 // WriteTo implements io.WriterTo: the kernel copies from file to socket.
@@ -343,6 +362,9 @@ func (b *diskBlob) WriteTo(w io.Writer) (written int64, err error) {
 		m, err := to.ReadFrom(&io.LimitedReader{R: b.f, N: n})
 		written += m
 		b.at += m
+		if unreadable(err) {
+			return written, b.damaged(registry.Wrap(registry.ErrCorrupt, err, "read "+string(b.desc.Digest)))
+		}
 		if err != nil {
 			return written, err
 		}

@@ -232,6 +232,10 @@ func (d *Disk) saveIndex() error {
 	path := d.nextLocked()
 	blobs := make([]noted, 0, d.entries.len())
 	for e := range d.entries.all() {
+		if e.pending { // it may never be, or be in a moment: its directory is to be read
+			times[fan{e.kind, e.head[0]}] = 0
+			continue
+		}
 		flags := e.uses
 		if e.queue == inMain {
 			flags |= flagMain
@@ -246,18 +250,34 @@ func (d *Disk) saveIndex() error {
 	// The order by stamps is the order in which the hands will come by: what
 	// they have just passed over goes last.
 	slices.SortFunc(blobs, func(a, b noted) int { return cmp.Compare(now-a.stamp, now-b.stamp) })
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	var f *os.File
+	err := d.ifMine(func() (err error) {
+		f, err = os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		return err
+	})
 	if err != nil {
 		return err
 	}
 	err = errors.Join(writeIndex(f, inodeOf(d.blobs()), times, blobs), f.Close())
-	if err == nil {
-		err = os.Rename(path, d.indexPath())
+	return d.ifMine(func() error {
+		if err == nil {
+			err = os.Rename(path, d.indexPath())
+		}
+		if err != nil {
+			os.Remove(path)
+		}
+		return err
+	})
+}
+
+// ifMine does f unless the directory is another's now.
+func (d *Disk) ifMine(f func() error) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.dead.Load() {
+		return registry.Errorf(registry.ErrNoRoom, "the disk has failed")
 	}
-	if err != nil {
-		os.Remove(path)
-	}
-	return err
+	return f()
 }
 
 // fanTimes are the modification times of the directories there are.
@@ -278,12 +298,12 @@ func (d *Disk) fanTimes(now time.Time) map[fan]int64 {
 func (d *Disk) fans() (all []fan) {
 	algorithms, err := os.ReadDir(d.blobs())
 	if err != nil {
-		d.o.Log.Error("read the disk tier", "err", err)
+		d.unread(gone{err})
 	}
 	for _, alg := range algorithms {
 		dirs, err := os.ReadDir(filepath.Join(d.blobs(), alg.Name()))
 		if err != nil && !errors.Is(err, syscall.ENOTDIR) {
-			d.o.Log.Error("read the disk tier", "err", err)
+			d.unread(err)
 		}
 		for _, dir := range dirs {
 			if f, ok := fanOf(alg.Name(), dir.Name()); ok {
@@ -314,7 +334,8 @@ func (d *Disk) keepIndex() {
 		}
 		saved = now
 		if err := d.saveIndex(); err != nil {
-			d.o.Log.Warn("write the disk tier's index", "err", err)
+			d.fault(err, true)
+			d.o.Log.Warn("write the disk tier's index", "path", d.root, "err", err)
 		}
 	}
 }

@@ -32,22 +32,22 @@ type found struct {
 // background makes the index whole and keeps it, until Close.
 func (d *Disk) background() {
 	defer close(d.ended)
-	trusted := d.load()
+	d.load()
 	close(d.loaded)
-	d.patrol(trusted, patrolEvery)
+	d.patrol(patrolEvery)
 	d.keepIndex()
 }
 
 // load makes the index of what an earlier run left, without reading any of it:
-// from the index file, and from those directories that have changed since. It
-// gives the others, which were not looked at.
-func (d *Disk) load() (trusted []fan) {
+// from the index file, and from those directories that have changed since. The
+// others are trusted, and the patrol's.
+func (d *Disk) load() {
 	begun := time.Now()
 	x := d.readIndex()
 	if x == nil {
 		x = &indexed{}
 	}
-	isTrusted, changed := map[fan]bool{}, []fan(nil)
+	isTrusted, trusted, changed := map[fan]bool{}, []fan(nil), []fan(nil)
 	for _, f := range d.fans() {
 		info, err := os.Stat(d.fanPath(f))
 		if at := x.times[f]; err == nil && at != 0 && at == info.ModTime().UnixNano() {
@@ -77,17 +77,16 @@ func (d *Disk) load() (trusted []fan) {
 			all = append(all, e)
 		}
 	}
-	d.takeIn(all)
+	d.takeIn(all, trusted)
 	if len(all) > 0 {
 		d.o.Log.Info("disk tier is warm", "blobs", len(all), "indexed", len(x.blobs), "directories read", len(changed),
 			"took", time.Since(begun).String())
 	}
-	return trusted
 }
 
 // takeIn puts what an earlier run left behind what there is already, the first
-// to go last, and then the index is whole.
-func (d *Disk) takeIn(all []*entry) {
+// to go last, and then the index is whole, if it is right about trusted.
+func (d *Disk) takeIn(all []*entry, trusted []fan) {
 	d.mu.Lock()
 	defer d.unlock()
 	d.entries.now += uint32(len(all))
@@ -102,7 +101,10 @@ func (d *Disk) takeIn(all []*entry) {
 			d.used += e.size
 		}
 	}
-	d.gone = nil
+	if !d.o.Durable { // the only copy is worth a look for each that is not found
+		d.gone = nil
+	}
+	d.trusted = trusted
 	select {
 	case <-d.stop: // perhaps before all was found
 	default:
@@ -145,7 +147,11 @@ func (d *Disk) read(f fan, known []*entry) (fresh []found) {
 	for _, e := range known {
 		at[e.raw()] = e
 	}
-	for _, raw := range d.names(f) {
+	names := d.names(f)
+	if len(names) > 0 && !d.settled(d.fanPath(f)) {
+		return nil
+	}
+	for _, raw := range names {
 		if e := at[raw]; e != nil {
 			e.stamp = 1
 			continue
@@ -161,13 +167,13 @@ func (d *Disk) read(f fan, known []*entry) (fresh []found) {
 func (d *Disk) names(f fan) (all []rawDigest) {
 	dir, err := os.Open(d.fanPath(f))
 	if err != nil {
-		d.o.Log.Error("read the disk tier", "err", err)
+		d.unread(err)
 		return nil
 	}
 	defer dir.Close()
 	files, err := dir.ReadDir(-1)
 	if err != nil {
-		d.o.Log.Error("read the disk tier", "err", err)
+		d.unread(err)
 	}
 	all = make([]rawDigest, 0, len(files))
 	for _, file := range files {
@@ -183,28 +189,45 @@ func (d *Disk) names(f fan) (all []rawDigest) {
 
 // patrol reads the directories that loading trusted, one at a time, until
 // Close: what the index did not know comes into it. It finds something only
-// if someone restored files with their old times, or the clock was set.
-func (d *Disk) patrol(fans []fan, every time.Duration) {
+// if someone restored files with their old times, or the clock was set. A
+// Verify does not wait for it, and takes what is left of it away.
+func (d *Disk) patrol(every time.Duration) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
-	for _, f := range fans {
+	for {
 		select {
 		case <-tick.C:
 		case <-d.stop:
 			return
 		}
-		names := d.names(f)
-		for some := range slices.Chunk(names, lockedFor) {
-			d.mu.Lock()
-			for _, raw := range some {
-				if d.entries.find(&raw) == nil {
-					d.lateLocked(raw.digest())
-				}
-			}
-			d.shrinkLocked(max(d.o.Limit-d.inFlight, 0))
-			d.unlock()
+		if !d.lookNext() {
+			return
 		}
 	}
+}
+
+// lookNext reads one of the directories that loading trusted; false if none is
+// left.
+func (d *Disk) lookNext() bool {
+	d.mu.Lock()
+	if len(d.trusted) == 0 || d.dead.Load() {
+		d.mu.Unlock()
+		return false
+	}
+	f := d.trusted[0]
+	d.trusted = d.trusted[1:]
+	d.mu.Unlock()
+	for some := range slices.Chunk(d.names(f), lockedFor) {
+		d.mu.Lock()
+		for _, raw := range some {
+			if !d.dead.Load() && d.entries.find(&raw) == nil {
+				d.lateLocked(raw.digest())
+			}
+		}
+		d.shrinkLocked(max(d.o.Limit-d.inFlight, 0))
+		d.unlock()
+	}
+	return true
 }
 
 // lateLocked looks for a blob that the index may not have yet.
@@ -213,7 +236,7 @@ func (d *Disk) lateLocked(dg digest.Digest) *entry {
 		return nil
 	}
 	info, err := os.Lstat(d.path(dg))
-	if err != nil || info.Mode().Type() != fs.FileMode(0) {
+	if err != nil || info.Mode().Type() != fs.FileMode(0) || !d.settled(filepath.Dir(d.path(dg))) {
 		return nil
 	}
 	raw, _ := rawOf(dg)

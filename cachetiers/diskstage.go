@@ -2,14 +2,12 @@ package cachetiers
 
 import (
 	"context"
-	"errors"
 	"hash"
 	"hash/crc32"
 	"io"
 	"os"
 	"strconv"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/weir-registry/weir/registry"
@@ -35,10 +33,9 @@ func (d *Disk) Stage(_ context.Context, expect registry.Descriptor) (registry.St
 	d.mu.Lock()
 	s.path = d.nextLocked()
 	d.mu.Unlock()
-	s.f, err = os.OpenFile(s.path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		d.unreserve(s.reserved)
-		return nil, registry.Wrap(registry.ErrNoRoom, err, "begin a file in the disk tier")
+	if err := s.create(os.O_EXCL); err != nil {
+		s.unreserve()
+		return nil, err
 	}
 	return s, nil
 }
@@ -51,6 +48,7 @@ type diskStage struct {
 	f        *os.File
 	path     string // "" once it is committed or removed
 	reserved int64
+	owes     atomic.Int64 // of it and the slack of a file, what has not been written yet
 	n        atomic.Int64 // bytes written; readers must not see the table behind them
 	sums     []uint32     // of full chunks
 	crc      uint32       // of the chunk that is not full yet
@@ -64,7 +62,38 @@ func (s *diskStage) grow(n int64) error {
 		return err
 	}
 	s.reserved += n
+	s.owes.Add(n + blockSlack)
 	return nil
+}
+
+// create opens the file that is written.
+func (s *diskStage) create(flag int) error {
+	err := s.d.do("create", s.path, func() (err error) {
+		s.f, err = os.OpenFile(s.path, os.O_RDWR|os.O_CREATE|flag, 0o600)
+		return err
+	})
+	if err == nil {
+		return nil
+	}
+	if s.f != nil { // made, and we were told otherwise
+		s.f.Close()
+		os.Remove(s.path)
+		s.f = nil
+	}
+	return s.d.noRoom(err, "begin a file in the disk tier")
+}
+
+// wrote notes that n reserved bytes are on the disk.
+func (s *diskStage) wrote(n int64) {
+	s.owes.Add(-n)
+	s.d.owed.Add(-n)
+}
+
+// unreserve gives up what is reserved.
+func (s *diskStage) unreserve() {
+	s.d.owed.Add(-s.owes.Swap(0))
+	s.d.unreserve(s.reserved)
+	s.reserved = 0
 }
 
 // Write implements registry.Stage.
@@ -74,23 +103,14 @@ func (s *diskStage) Write(p []byte) (int, error) {
 			return 0, err
 		}
 	}
-	n, err := s.f.Write(p)
-	if err != nil {
-		return n, noRoom(err)
+	if err := s.d.write(s.f, s.path, p, s.n.Load()); err != nil {
+		return 0, err
 	}
+	s.wrote(int64(len(p)))
 	s.hash.Write(p)
 	s.sum(p)
-	s.n.Add(int64(n))
-	return n, nil
-}
-
-// noRoom is a failure to write: a disk that fails is no reason for readers to
-// go without.
-func noRoom(err error) error {
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return registry.Wrap(registry.ErrNoRoom, err, "write to the disk tier")
-	}
-	return registry.Wrap(registry.ErrNoRoom, err, "the disk tier cannot be written")
+	s.n.Add(int64(len(p)))
+	return len(p), nil
 }
 
 // sum adds p to the checksums of its chunks.
@@ -136,16 +156,23 @@ func (s *diskStage) Commit(context.Context) (registry.Descriptor, error) {
 	if s.n.Load()%chunkBytes != 0 {
 		sums = append(sums, s.crc)
 	}
-	if _, err := s.f.WriteAt(appendTail(nil, got.Digest, sums, s.n.Load()), s.n.Load()); err != nil {
-		return registry.Descriptor{}, registry.Wrap(registry.ErrNoRoom, err, "write to the disk tier")
+	if err := s.d.write(s.f, s.path, appendTail(nil, got.Digest, sums, s.n.Load()), s.n.Load()); err != nil {
+		return registry.Descriptor{}, err
+	}
+	if s.d.o.Durable {
+		if err := s.d.do("sync", s.path, s.f.Sync); err != nil {
+			return registry.Descriptor{}, s.d.noRoom(err, "sync "+string(got.Digest))
+		}
 	}
 	raw, _ := rawOf(got.Digest) // valid: it was just made
 	e := newEntry(&raw, fileSize(got.Size))
-	if err := s.d.admit(s.path, e, s.reserved); err != nil {
-		s.reserved = 0
+	err = s.d.admit(s.path, e, s.reserved)
+	s.d.owed.Add(-s.owes.Swap(0))
+	s.reserved = 0
+	if err != nil {
 		return registry.Descriptor{}, err
 	}
-	s.path, s.reserved = "", 0
+	s.path = ""
 	// The state is taken after the rename, which changes ctime.
 	if info, err := s.f.Stat(); err == nil {
 		e.checked.Store(&checked{state: s.d.state(info), at: time.Now()})
@@ -159,9 +186,10 @@ func (s *diskStage) Close() error {
 		return nil
 	}
 	s.closed = true
-	if s.path != "" {
+	if s.path != "" && !s.d.dead.Load() {
 		os.Remove(s.path)
 	}
-	s.d.unreserve(s.reserved)
-	return s.f.Close()
+	err := s.f.Close()
+	s.unreserve() // not sooner: until it is closed its bytes take room
+	return err
 }

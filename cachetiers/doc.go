@@ -8,6 +8,6 @@
 // nobody before its digest has been checked, so no reader ever holds a whole
 // blob that is wrong.
 //
-// [Memory] keeps small blobs, [Disk] large ones. Neither knows a protocol, or
-// who asks.
+// [Memory] keeps small blobs, [Disk] large ones, [Disks] is several of them, any
+// of which may fail. None knows a protocol, or who asks.
 package cachetiers

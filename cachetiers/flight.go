@@ -91,13 +91,19 @@ func (f *flight) run(ctx context.Context, w registry.Want) {
 	abandoned := f.t.land(f) // before the readers learn of it: who comes now looks near again
 	var d registry.Descriptor
 	var via registry.Via
-	f.set(func() { f.done, f.err, d, via = true, err, f.desc, f.via })
+	kept := false
+	f.set(func() {
+		f.done, f.err, d, via = true, err, f.desc, f.via
+		_, spare := f.stage.(*spareStage)
+		kept = !spare
+	})
 	f.release()
-	switch {
-	case err == nil && f.t.o.Landed != nil:
+	switch kind := registry.KindOf(err); {
+	case err == nil && kept && f.t.o.Landed != nil:
 		d.Size = f.staged()
 		f.t.o.Landed(d, f.from, via)
-	case err == nil || abandoned || errors.Is(err, errUnwanted) || registry.KindOf(err) == registry.ErrNotFound:
+	case err == nil || abandoned || errors.Is(err, errUnwanted) || kind == registry.ErrNotFound:
+	case kind == registry.ErrNoRoom: // the store has said so itself, once and not for each blob
 	default:
 		f.t.o.Log.Warn("fill", "tier", f.t.o.Name, "digest", f.digest, "from", f.from.String(), "err", err)
 	}
@@ -139,6 +145,11 @@ func (f *flight) stream(ctx context.Context, w registry.Want) error {
 		d.MediaType = w.MediaType
 	}
 	stage, err := f.t.near.Stage(ctx, d)
+	if registry.KindOf(err) == registry.ErrNoRoom {
+		if spare := f.t.spare(d); spare != nil {
+			stage, err = spare, nil
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -281,6 +292,13 @@ func (f *flight) noRoom() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.done && registry.KindOf(f.err) == registry.ErrNoRoom
+}
+
+// lostRoom is noRoom for a flight that had begun to stage.
+func (f *flight) lostRoom() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.done && registry.KindOf(f.err) == registry.ErrNoRoom && f.stage != nil
 }
 
 // stopLinger is called with t.mu held.

@@ -124,7 +124,7 @@ func (f *flight) waitLocked(ctx context.Context, in *interest, needs need) error
 }
 
 // open makes one reader of the flight.
-func (f *flight) open(ctx context.Context, w registry.Want, in *interest, joined bool) (registry.Blob, error) {
+func (f *flight) open(ctx context.Context, w registry.Want, in *interest, joined, again bool) (registry.Blob, error) {
 	wait, cancel := context.WithTimeout(ctx, f.t.o.Patience)
 	defer cancel()
 	f.mu.Lock()
@@ -151,14 +151,14 @@ func (f *flight) open(ctx context.Context, w registry.Want, in *interest, joined
 	if !ok {
 		return nil, registry.Errorf(registry.ErrInvalid, "offset %d is past the end of %s", w.Offset, w.Digest)
 	}
-	r := &reader{f: f, ctx: ctx, w: w, in: in, at: offset, offset: offset, length: length, via: f.via}
+	r := &reader{f: f, ctx: ctx, w: w, in: in, at: offset, offset: offset, length: length, via: f.via, again: again}
 	r.desc = f.desc
 	r.desc.Size = size
 	r.via.Collapsed = joined && !f.via.Hit()
 	if staged, ok := f.stage.(registry.FileStage); ok {
 		file, err := staged.File()
 		if err != nil {
-			return nil, registry.Wrap(registry.ErrUnavailable, err, "open the staged bytes of "+string(f.digest))
+			return nil, registry.Wrap(registry.ErrNoRoom, err, "open the staged bytes of "+string(f.digest))
 		}
 		r.file = file
 	}
@@ -177,6 +177,7 @@ type reader struct {
 	at             int64         // where in the blob the next byte is
 	file           *os.File      // nil: read the stage
 	rest           registry.Blob // what goes on when there was no room to stage
+	again          bool          // another flight has failed it before
 	closed         bool
 }
 
@@ -236,22 +237,28 @@ func (r *reader) avail() (int64, error) {
 	return n, nil
 }
 
-// goOn continues without the flight, if that failed for want of room.
+// goOn continues without the flight, if that failed for want of room: by
+// another one, where all who read this one meet again, or the second time
+// without. What ended with the blob still does, and waits for its digest.
 func (r *reader) goOn(err error) error {
 	if registry.KindOf(err) != registry.ErrNoRoom {
 		return err
 	}
 	w := r.w
 	w.Offset = r.at
-	if r.length >= 0 {
+	if w.Length = -1; !r.in.whole && r.length >= 0 {
 		w.Length = r.offset + r.length - r.at
 	}
-	rest, derr := r.f.t.direct(r.ctx, w)
-	if derr != nil {
-		return derr
+	rest, err := registry.Blob(nil), error(nil)
+	if r.again {
+		rest, err = r.f.t.direct(r.ctx, w)
+	} else {
+		rest, err = r.f.t.open(r.ctx, w, true)
 	}
-	r.rest = rest
-	return nil
+	if err == nil {
+		r.rest = rest
+	}
+	return err
 }
 
 // Read implements io.Reader.
@@ -277,7 +284,28 @@ func (r *reader) Read(p []byte) (int, error) {
 	if m > 0 {
 		return m, nil
 	}
-	return 0, registry.Wrap(registry.ErrUnavailable, err, "read the staged bytes of "+string(r.f.digest))
+	if err := r.goOn(r.lost(err)); err != nil {
+		return 0, err
+	}
+	return r.rest.Read(p)
+}
+
+// lost is that staged bytes cannot be read back: the disk they are on is no
+// more use than one without room.
+func (r *reader) lost(err error) error {
+	if err == nil {
+		err = io.ErrUnexpectedEOF
+	}
+	return &registry.Error{Kind: registry.ErrNoRoom, Text: "read the staged bytes of " + string(r.f.digest), Err: err}
+}
+
+// goOnTo is goOn for a WriteTo that has written so much.
+func (r *reader) goOnTo(w io.Writer, written int64, err error) (int64, error) {
+	if err := r.goOn(err); err != nil {
+		return written, err
+	}
+	m, err := r.rest.WriteTo(w)
+	return written + m, err
 }
 
 // WriteTo implements io.WriterTo: from a file the kernel copies.
@@ -293,11 +321,7 @@ func (r *reader) WriteTo(w io.Writer) (written int64, err error) {
 	for {
 		n, err := r.avail()
 		if err != nil {
-			if err = r.goOn(err); err != nil {
-				return written, err
-			}
-			m, err := r.rest.WriteTo(w)
-			return written + m, err
+			return r.goOnTo(w, written, err)
 		}
 		if n == 0 {
 			return written, nil
@@ -306,11 +330,11 @@ func (r *reader) WriteTo(w io.Writer) (written int64, err error) {
 		m, err := to.ReadFrom(&run)
 		written += m
 		r.at += m
+		if unreadable(err) || err == nil && m != n {
+			return r.goOnTo(w, written, r.lost(err))
+		}
 		if err != nil {
 			return written, err
-		}
-		if m != n {
-			return written, registry.Errorf(registry.ErrUnavailable, "the staged bytes of %s are gone", r.f.digest)
 		}
 	}
 }

@@ -91,7 +91,7 @@ func (d *Disk) partPath(dg digest.Digest) string {
 // loadParts finds what earlier runs left in partial/ and removes what is too
 // old, too much, or makes no sense.
 func (d *Disk) loadParts() error {
-	if err := os.MkdirAll(d.partials(), 0o700); err != nil {
+	if err := makeDir(d.partials()); err != nil {
 		return registry.Wrap(registry.ErrNoRoom, err, "make the disk tier's directory")
 	}
 	files, err := os.ReadDir(d.partials())
@@ -157,11 +157,14 @@ func (d *Disk) oldestPartLocked() (dg digest.Digest, oldest *part) {
 func (d *Disk) dropPartLocked(dg digest.Digest) {
 	d.parked -= d.parts[dg].bytes
 	delete(d.parts, dg)
+	if d.dead.Load() {
+		return // the directory is another's
+	}
 	// Out of the way at once: the next stage of dg may be waiting for the lock.
 	aside := d.nextLocked()
 	for _, err := range []error{os.Rename(d.partPath(dg)+".data", aside), os.Remove(d.partPath(dg) + ".log")} {
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			d.o.Log.Error("remove a part from the disk tier", "digest", dg, "err", err)
+			d.faults = append(d.faults, fault{err, true})
 		}
 	}
 	d.trash = append(d.trash, aside)
@@ -229,6 +232,13 @@ func (d *Disk) tryPart(dg digest.Digest) (busy <-chan struct{}) {
 	return nil
 }
 
+// hasPart reports whether a fill of dg that was cut off is kept.
+func (d *Disk) hasPart(dg digest.Digest) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.parts[dg] != nil
+}
+
 // leavePart gives dg's part back with so many bytes: none is for good, and a
 // negative number leaves it as it was taken.
 func (d *Disk) leavePart(dg digest.Digest, bytes int64) {
@@ -273,15 +283,17 @@ func (s *diskSegments) begin() error {
 	if err := s.grow(fileSize(s.expect.Size)); err != nil {
 		return err
 	}
-	var err error
-	if s.f, err = os.OpenFile(s.path, os.O_RDWR|os.O_CREATE, 0o600); err != nil {
-		return registry.Wrap(registry.ErrNoRoom, err, "begin a file in the disk tier")
+	err := s.create(0)
+	if err != nil || s.part == "" {
+		return err
 	}
-	if s.part == "" {
-		return nil
+	before := int64(0) // what the stage before wrote
+	if info, err := s.f.Stat(); err == nil {
+		before = min(onDisk(info), s.reserved)
 	}
+	s.wrote(before)
 	if s.log, err = os.OpenFile(s.part+".log", os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600); err != nil {
-		return registry.Wrap(registry.ErrNoRoom, err, "begin a file in the disk tier")
+		return s.d.noRoom(err, "begin a file in the disk tier")
 	}
 	text, err := os.ReadFile(s.part + ".log")
 	var ok bool
@@ -292,10 +304,11 @@ func (s *diskSegments) begin() error {
 		return registry.Wrap(registry.ErrNoRoom, s.log.Truncate(int64(len(text)-torn)), "begin a file in the disk tier")
 	}
 	// Nothing, or nothing that can be used.
+	s.wrote(-before)
 	if err = errors.Join(s.log.Truncate(0), s.f.Truncate(0)); err == nil {
 		_, err = s.log.Write(partialHead(s.expect, s.segment))
 	}
-	return registry.Wrap(registry.ErrNoRoom, err, "begin a file in the disk tier")
+	return s.d.noRoom(err, "begin a file in the disk tier")
 }
 
 func partialHead(expect registry.Descriptor, segment int64) []byte {
@@ -341,8 +354,9 @@ func (s *diskSegments) recall(k int) (int64, uint32) {
 	}
 	crc, buf := uint32(0), make([]byte, chunkBytes)
 	for at := int64(0); at < p.have; {
-		n, err := s.f.ReadAt(buf[:min(int64(len(buf)), p.have-at)], int64(k)*s.segment+at)
+		n, err := s.d.reader(s.f).ReadAt(buf[:min(int64(len(buf)), p.have-at)], int64(k)*s.segment+at)
 		if n == 0 && err != nil {
+			s.d.fault(err, false)
 			return 0, 0
 		}
 		crc = crc32.Update(crc, castagnoli(), buf[:n])
@@ -360,8 +374,11 @@ func (s *diskSegments) place(p []byte, off int64) error {
 	if off+int64(len(p)) > s.expect.Size {
 		return registry.Errorf(registry.ErrCorrupt, "%s goes on after its %d bytes", s.expect.Digest, s.expect.Size)
 	}
-	_, err := s.f.WriteAt(p, off)
-	return noRoom(err)
+	if err := s.d.write(s.f, s.path, p, off); err != nil {
+		return err
+	}
+	s.wrote(int64(len(p)))
+	return nil
 }
 
 // mark implements segmentStage. A note that cannot be written costs a fetch.
@@ -373,7 +390,7 @@ func (s *diskSegments) mark(k int, have int64, crc uint32) {
 		return
 	}
 	if _, err := s.log.Write(b); err != nil {
-		s.d.o.Log.Warn("note a part in the disk tier", "digest", s.expect.Digest, "err", err)
+		s.d.fault(err, true)
 		s.log.Close()
 		s.log = nil
 		return
@@ -385,8 +402,9 @@ func (s *diskSegments) mark(k int, have int64, crc uint32) {
 func (s *diskSegments) follow(to int64) error {
 	buf := make([]byte, min(to-s.n.Load(), fillBuffer))
 	for s.n.Load() < to {
-		n, err := s.f.ReadAt(buf[:min(int64(len(buf)), to-s.n.Load())], s.n.Load())
+		n, err := s.d.reader(s.f).ReadAt(buf[:min(int64(len(buf)), to-s.n.Load())], s.n.Load())
 		if n == 0 {
+			s.d.fault(err, false)
 			return registry.Wrap(registry.ErrNoRoom, err, "read back what was staged of "+string(s.expect.Digest))
 		}
 		s.hash.Write(buf[:n])
@@ -407,8 +425,7 @@ func (s *diskSegments) park() {
 		return
 	}
 	s.path = "" // stays
-	s.d.unreserve(s.reserved)
-	s.reserved = 0
+	s.unreserve()
 	s.d.leavePart(s.expect.Digest, onDisk(info))
 	s.part = ""
 }
@@ -431,8 +448,11 @@ func (s *diskSegments) forget() {
 	}
 	s.endLog()
 	for _, name := range []string{s.part + ".log", s.part + ".data"} {
+		if s.d.dead.Load() {
+			break // the directory is another's
+		}
 		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			s.d.o.Log.Error("remove a part from the disk tier", "path", name, "err", err)
+			s.d.fault(err, true)
 		}
 	}
 	s.path = "" // from now on another stage's
@@ -447,7 +467,7 @@ func (s *diskSegments) abort() {
 		s.Close()
 		return
 	}
-	s.d.unreserve(s.reserved)
+	s.unreserve()
 	if s.part != "" {
 		s.d.leavePart(s.expect.Digest, -1)
 	}

@@ -36,6 +36,8 @@ const (
 // that are read once passes through a tenth of the disk. Small blobs are not
 // evicted while they take less than their share; beyond it the two orders give
 // up what has gone unused longest.
+//
+// With a limit of 0 it is an index alone: nothing is ever a victim.
 type shelf struct {
 	limit  int64
 	seed   maphash.Seed
@@ -48,7 +50,7 @@ type shelf struct {
 // entry is one committed file. A million of them take 80 MB, and 32 MB more if
 // their digests are longer than SHA-256.
 type entry struct {
-	links[entry]                         // uses, queue and stamp are guarded by Disk.mu; kind is the digest's algorithm
+	links[entry]                         // uses, queue, stamp and pending (in its place, but not yet for sure) are guarded by Disk.mu; kind is the digest's algorithm
 	head         [32]byte                // of the digest
 	tail         *[32]byte               // of a digest that is longer
 	checked      atomic.Pointer[checked] // nil: not read since the start
@@ -164,7 +166,11 @@ func (e *entry) spend() bool {
 }
 
 func newShelf(limit int64) *shelf {
-	return &shelf{limit: limit, seed: maphash.MakeSeed(), byHash: make(map[uint64]*entry), ghosts: make([]uint32, 1<<10)}
+	s := &shelf{limit: limit, seed: maphash.MakeSeed(), byHash: make(map[uint64]*entry)}
+	if limit > 0 {
+		s.ghosts = make([]uint32, 1<<10)
+	}
+	return s
 }
 
 func (s *shelf) hash(raw *rawDigest) uint64 { return maphash.Comparable(s.seed, *raw) }
@@ -222,7 +228,9 @@ func (s *shelf) push(e *entry) {
 	h := s.hash(&raw)
 	s.now++
 	e.stamp, e.queue = s.now, inTrial
-	if g := s.ghost(h); *g == uint32(h>>32) {
+	if s.limit == 0 {
+		e.queue = inMain
+	} else if g := s.ghost(h); *g == uint32(h>>32) {
 		*g, e.queue = 0, inMain
 	}
 	s.order(e).push(e)
@@ -247,6 +255,9 @@ func (s *shelf) remove(e *entry) {
 // victim is the blob to evict next, which the caller then removes; nil if there
 // is none.
 func (s *shelf) victim() *entry {
+	if s.limit == 0 {
+		return nil
+	}
 	steps := maxSteps
 	small, large := s.orders[0].candidate(s.now, &steps), s.orders[1].candidate(s.now, &steps)
 	e := small

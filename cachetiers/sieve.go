@@ -8,6 +8,7 @@ type links[E any] struct {
 	uses         uint8  // the owner's: what spend counts down
 	queue        uint8  // the owner's: which of its orders it is in
 	kind         uint8  // the owner's
+	pending      bool   // the owner's
 }
 
 func (l *links[E]) at() *links[E] { return l }

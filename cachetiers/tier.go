@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -37,6 +38,10 @@ type Options struct {
 	Segment int64
 	// Streams is how many segments of a blob are fetched at once; 0: 8.
 	Streams int
+	// Spare is how much memory fills may take, all together, that the near store
+	// has no room for, so that their readers share one all the same; one of more
+	// than half of it, or of unknown size, takes none. 0: 64 MiB; negative: none.
+	Spare int64
 	// Landed is called after a blob has been filled and verified, with the name
 	// it was asked for by and where it came from. It must not wait. nil: nobody
 	// is told.
@@ -52,7 +57,8 @@ type Tier struct {
 	far  registry.Source
 	o    Options
 
-	buffers sync.Pool // of *[]byte, fillBuffer long, for flights
+	buffers sync.Pool    // of *[]byte, fillBuffer long, for flights
+	spares  atomic.Int64 // bytes of the spare stages
 
 	mu      sync.Mutex
 	flights map[digest.Digest]*flight // guarded by mu; those that may be joined
@@ -81,6 +87,9 @@ func NewTier(near registry.Store, far registry.Source, o Options) *Tier {
 	o.Segment = min((o.Segment+chunkBytes-1)/chunkBytes*chunkBytes, 1<<30)
 	if o.Streams <= 0 {
 		o.Streams = 8
+	}
+	if o.Spare == 0 {
+		o.Spare = 64 << 20
 	}
 	if o.Meter == nil {
 		o.Meter = registry.NoMeter{}
@@ -116,15 +125,16 @@ func (t *Tier) Stage(ctx context.Context, expect registry.Descriptor) (registry.
 // Open implements registry.Source. A blob that turns out damaged in the near
 // store while it is read is continued from the far side.
 func (t *Tier) Open(ctx context.Context, w registry.Want) (registry.Blob, error) {
-	b, err := t.open(ctx, w)
+	b, err := t.open(ctx, w, false)
 	if _, ok := t.far.(registry.Doubter); ok && ctx.Err() == nil && registry.KindOf(err) == registry.ErrCorrupt {
 		// The far side knows that it was wrong, and may know better now.
-		return t.open(ctx, w)
+		return t.open(ctx, w, false)
 	}
 	return b, err
 }
 
-func (t *Tier) open(ctx context.Context, w registry.Want) (registry.Blob, error) {
+// open is Open, again for one whose flight ended for want of room.
+func (t *Tier) open(ctx context.Context, w registry.Want, again bool) (registry.Blob, error) {
 	if w.Offset < 0 {
 		return nil, registry.Errorf(registry.ErrInvalid, "offset %d is before the beginning of %s", w.Offset, w.Digest)
 	}
@@ -142,15 +152,21 @@ func (t *Tier) open(ctx context.Context, w registry.Want) (registry.Blob, error)
 	if w.Length == 0 && f == nil {
 		return t.far.Open(ctx, w)
 	}
-	b, err := f.open(ctx, w, in, joined)
+	b, err := f.open(ctx, w, in, joined, again)
 	if err == nil {
 		return b, nil
 	}
 	f.leave(in)
+	// What failed after it had begun may have room elsewhere, and those who wait
+	// for it meet there; but only once, lest a disk that takes a beginning and
+	// nothing more makes it begin for ever.
+	if ctx.Err() == nil && !again && f.lostRoom() {
+		return t.open(ctx, w, true)
+	}
 	// A flight begun through another name may fail for reasons that are not
 	// this reader's: another upstream, other credentials. And one that found
 	// no room to stage in says nothing about the blob.
-	if ctx.Err() == nil && (f.noRoom() || joined && f.from != w.From) {
+	if ctx.Err() == nil && (f.noRoom() || registry.KindOf(err) == registry.ErrNoRoom || joined && f.from != w.From) {
 		return t.direct(ctx, w)
 	}
 	return nil, err

@@ -440,7 +440,7 @@ func TestNoRoom(t *testing.T) {
 			if name == "at the start" {
 				f.size = 0
 			}
-			tier := cachetiers.NewTier(cachetiers.NewMemory(limit), f, cachetiers.Options{})
+			tier := cachetiers.NewTier(cachetiers.NewMemory(limit), f, cachetiers.Options{Spare: -1})
 			w := want(data, 0, -1)
 			if got := read(t, tier, w); !bytes.Equal(got, data) {
 				t.Error("wrong bytes")

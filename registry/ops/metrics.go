@@ -73,12 +73,26 @@ func (m *Metrics) TierBytes(tier string, held func() int64) {
 func (m *Metrics) Node(node string, up func() bool) {
 	m.gather.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weir_node_up",
 		Help: "1 while another node answers, as far as this one knows.", ConstLabels: prometheus.Labels{"node": node}},
-		func() float64 {
-			if up() {
-				return 1
-			}
-			return 0
-		}))
+		func() float64 { return oneIf(up()) }))
+}
+
+// Disk makes weir_disk_bytes, weir_disk_limit_bytes and weir_disk_up, with the
+// label disk; bytes and works are asked at every scrape. It is called once for
+// each disk.
+func (m *Metrics) Disk(disk string, limit int64, bytes func() int64, works func() bool) {
+	gauge := func(name, help string, value func() float64) {
+		m.gather.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help, ConstLabels: prometheus.Labels{"disk": disk}}, value))
+	}
+	gauge("weir_disk_bytes", "Bytes that blobs take on a disk.", func() float64 { return float64(bytes()) })
+	gauge("weir_disk_limit_bytes", "Bytes that blobs may take on a disk.", func() float64 { return float64(limit) })
+	gauge("weir_disk_up", "Whether a disk can be read and written and has room.", func() float64 { return oneIf(works()) })
+}
+
+func oneIf(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // Request implements registry.Meter.
