@@ -56,6 +56,9 @@ type CacheConfig struct {
 	// Disks are several disks instead of that one. When one fails its share
 	// goes to the others. Default: none.
 	Disks []DiskConfig `yaml:"disks"`
+	// Scrub is how often all that is on disk is read, slowly, to find what has
+	// been damaged; 0s: never. Default: 168h.
+	Scrub *Duration `yaml:"scrub"`
 }
 
 // OCIConfig is about container images and other OCI artifacts.
@@ -232,6 +235,7 @@ func (c *Config) setDefaults() {
 	setDefault(&c.Bypass, bypassUpstream)
 	setDefault(&c.Cache.Memory, 256<<20)
 	setDefault(&c.Cache.Disk, 20<<30)
+	setDuration(&c.Cache.Scrub, 168*time.Hour)
 	for name, u := range c.OCI.Upstreams {
 		known, ok := knownRegistries[name]
 		if !ok {

@@ -94,7 +94,7 @@ func (n *node) newPeers(c *Config, log *slog.Logger, onDisk cachetiers.Options, 
 	// What this disk happens to have is given from it; what it has not, and a
 	// peer has, is not kept here too.
 	onDisk.Keep = func(registry.Want) bool { return false }
-	return cachetiers.NewTier(n.disk, n.peers, onDisk), n.peers, nil
+	return cachetiers.NewTier(n.disks, n.peers, onDisk), n.peers, nil
 }
 
 // asked is a protocol's space, whose names are asked of up.

@@ -128,7 +128,7 @@ func serve(ctx context.Context, f serveFlags, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	s := &server{c: c, node: n, log: log}
+	s := &server{c: c, node: n, data: data.path, log: log}
 	tiers, err := s.listenTiers()
 	if err != nil {
 		return errors.Join(err, n.Close())
@@ -182,6 +182,7 @@ func isTerminal(w io.Writer) bool {
 type server struct {
 	c        *Config
 	node     *node
+	data     string // the data directory
 	log      *slog.Logger
 	stopping atomic.Bool
 }
@@ -197,7 +198,7 @@ func (s *server) run(ctx context.Context, clients, operators, tiers net.Listener
 		MaxHeaderBytes:    int(s.c.Limits.Headers),
 		ErrorLog:          errorLog,
 	}
-	back := &http.Server{Handler: ops.Handler(s.node.metrics, ops.Admin{}, s.ready), ReadHeaderTimeout: readHeader, ErrorLog: errorLog}
+	back := &http.Server{Handler: ops.Handler(s.node.metrics, s.node.admin(s.data), s.ready), ReadHeaderTimeout: readHeader, ErrorLog: errorLog}
 	failed := make(chan error, 3)
 	serve := func(srv *http.Server, l net.Listener) {
 		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
@@ -219,6 +220,7 @@ func (s *server) run(ctx context.Context, clients, operators, tiers net.Listener
 		go s.node.trust.Run(ctx)
 	}
 	go s.sweep(ctx)
+	go s.node.keepScrubbing(ctx, time.Duration(*s.c.Cache.Scrub), s.log)
 	var err error
 	select {
 	case err = <-failed:

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/weir-registry/weir/cachetiers"
@@ -38,7 +39,7 @@ const (
 type node struct {
 	service *registry.Service
 	names   *names.Bolt
-	disk    *cachetiers.Disk
+	disks   *cachetiers.Disks
 	metrics *ops.Metrics
 	handler http.Handler
 	npm     bool           // whether npm packages are served
@@ -47,6 +48,9 @@ type node struct {
 	peers   *peer.Group    // nodes beside, and this one; nil: none
 	keeper  *origin.Keeper // the store for good, in front of what is behind; nil: none
 	tiers   http.Handler   // for nodes in front; nil: none
+
+	onDisk    registry.Store // the tier of disks, with what is behind it
+	scrubbing sync.Mutex     // held while a scrub runs
 }
 
 // newNode opens what is in the data directory and wires it up. npmURL is the
@@ -111,20 +115,21 @@ func newNode(c *Config, data *dataDir, log *slog.Logger, npmURL string, noNPM er
 // names.
 func (n *node) newTiers(c *Config, data *dataDir, log *slog.Logger, behind registry.Upstream) (registry.Store, registry.Upstream, error) {
 	var err error
-	n.disk, err = cachetiers.OpenDisk(data.file("cache"), cachetiers.DiskOptions{Limit: int64(c.Cache.Disk), Log: log})
-	if err != nil {
+	if n.disks, err = openDisks(c, data, log, n.metrics); err != nil {
 		return nil, nil, fmt.Errorf("cache on disk: %w", err)
 	}
+	n.countDisks()
 	memory := cachetiers.NewMemory(int64(c.Cache.Memory))
-	n.metrics.TierBytes("disk", n.disk.Bytes)
+	n.metrics.TierBytes("disk", n.disks.Bytes)
 	n.metrics.TierBytes("memory", memory.Bytes)
 	onDisk := cachetiers.Options{Name: "disk", Meter: n.metrics, Log: log}
 	var behindDisk registry.Source = behind
 	if n.keeper != nil {
-		n.keeper.From(n.disk)
+		n.keeper.From(n.disks)
 		onDisk.Landed, behindDisk = n.keeper.Landed, n.keeper
 	}
-	far, bindings, err := n.newPeers(c, log, onDisk, cachetiers.NewTier(n.disk, behindDisk, onDisk), behind)
+	n.onDisk = cachetiers.NewTier(n.disks, behindDisk, onDisk)
+	far, bindings, err := n.newPeers(c, log, onDisk, n.onDisk, behind)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -211,5 +216,5 @@ func (n *node) Close() error {
 			errs = append(errs, g.Close())
 		}
 	}
-	return errors.Join(append(errs, n.names.Close(), n.disk.Close())...)
+	return errors.Join(append(errs, n.names.Close(), n.disks.Close())...)
 }
