@@ -46,7 +46,8 @@ type PeersConfig struct {
 
 // OriginConfig is about where blobs are kept for good.
 type OriginConfig struct {
-	// Blobs is "file:///var/lib/weir-origin", "s3://bucket/prefix?region=…"
+	// Blobs is "file:///var/lib/weir-origin" (a directory, which is made
+	// beforehand; its path alone will do), "s3://bucket/prefix?region=…"
 	// or "gs://bucket/prefix". What upstreams gave is kept there, so that
 	// other regions fill from it. Default: none.
 	Blobs string `yaml:"blobs"`

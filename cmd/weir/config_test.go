@@ -112,7 +112,7 @@ func TestConfigMistakes(t *testing.T) {
 		{"telemetry: yes", "weir.yaml:1:1: telemetry: unknown key; there are listen, "},
 		{"npmDefault: true", "unknown key"},
 		{"origin:\n  metadata: dynamodb://t", "weir.yaml:2:3: origin.metadata: not supported by this version of weir"},
-		{"origin: {blobs: /var/lib}", "origin.blobs: an address that begins with none of "},
+		{"origin: {blobs: var/lib}", "origin.blobs: an address that begins with none of "},
 		{"origin: {blobs: \"az://bucket\"}", "origin.blobs: an address that begins with none of "},
 		{"origin: {blobs: \"s3://B\"}", `origin.blobs: "B" cannot be a bucket's name`},
 		{"origin: {blobs: \"s3://bucket?regoin=a\"}", `origin.blobs: "s3://bucket?regoin=a": unknown setting "regoin"; there are endpoint, path_style, region`},

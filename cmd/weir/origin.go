@@ -15,7 +15,7 @@ import (
 )
 
 // originSchemes is what origin.blobs can begin with.
-const originSchemes = s3.Scheme + "://, " + gcs.Scheme + "://"
+const originSchemes = s3.Scheme + "://, " + gcs.Scheme + "://, " + fileScheme + ":///"
 
 // schemeOf is what is before "://" in an address, "" if it has none.
 func schemeOf(address string) string {
@@ -38,7 +38,10 @@ func (c *Config) checkOrigin() error {
 	case gcs.Scheme:
 		err = gcs.Check(c.Origin.Blobs)
 	default:
-		err = errOrigin()
+		var dir string
+		if dir, err = directoryOf(c.Origin.Blobs); err == nil && dir == "" {
+			err = errOrigin()
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("origin.blobs: %w", err)
@@ -50,15 +53,27 @@ func (c *Config) checkOrigin() error {
 func errOrigin() error { return fmt.Errorf("an address that begins with none of %s", originSchemes) }
 
 // openOrigin opens the store that origin.blobs names, nil if it names none. It
-// spools in dir, which is its own. What is behind the address is not asked for
-// anything: a node starts when its bucket is dead. The store lives as long as
-// the process.
-func openOrigin(ctx context.Context, c *Config, dir string, log *slog.Logger) (registry.Store, error) {
+// spools in the directory spool, which is its own. What is behind the address is not asked for
+// anything: a node starts when its bucket is dead. A directory must be there. A
+// store that is an io.Closer is closed by the caller, after the last use; others
+// live as long as the process.
+func openOrigin(ctx context.Context, c *Config, spool string, log *slog.Logger) (registry.Store, error) {
 	if c.Origin.Blobs == "" {
 		return nil, nil
 	}
+	dir, err := directoryOf(c.Origin.Blobs)
+	if err != nil {
+		return nil, fmt.Errorf("origin.blobs: %w", err)
+	}
+	if dir != "" {
+		store, err := openDirectory(dir, log)
+		if err != nil {
+			return nil, fmt.Errorf("origin.blobs: %w", err)
+		}
+		log.Info("origin store", "directory", dir)
+		return store, nil
+	}
 	var bucket origin.Bucket
-	var err error
 	switch schemeOf(c.Origin.Blobs) {
 	case s3.Scheme:
 		bucket, err = s3.Open(ctx, c.Origin.Blobs, s3.Options{})
@@ -70,7 +85,7 @@ func openOrigin(ctx context.Context, c *Config, dir string, log *slog.Logger) (r
 	if err != nil {
 		return nil, fmt.Errorf("origin.blobs: %w", err)
 	}
-	store, err := origin.NewStore(bucket, origin.StoreOptions{Spool: dir, Log: log})
+	store, err := origin.NewStore(bucket, origin.StoreOptions{Spool: spool, Log: log})
 	if err != nil {
 		return nil, fmt.Errorf("origin.blobs: %w", err)
 	}
