@@ -9,6 +9,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/weir-registry/weir/cachetiers"
+	"github.com/weir-registry/weir/cachetiers/peer"
 	"github.com/weir-registry/weir/registry"
 	"github.com/weir-registry/weir/registry/ops"
 )
@@ -48,12 +49,15 @@ type nodeStatus struct {
 	Version string                  `json:"version"`
 	Data    string                  `json:"data"` // the data directory
 	Disks   []cachetiers.DiskStatus `json:"disks"`
+	Next    []peer.State            `json:"next"`    // nodes behind
+	Peers   []peer.State            `json:"peers"`   // nodes beside, this one among them
+	Waiting int                     `json:"waiting"` // blobs that are still to be written to the origin store
 }
 
 // admin is what operators can ask the node with this data directory.
 func (n *node) admin(data string) ops.Admin {
 	return ops.Admin{
-		Status: func() any { return nodeStatus{Version: version, Data: data, Disks: n.disks.Status()} },
+		Status: func() any { return n.status(data) },
 		Verify: func(ctx context.Context, rate int64, report func(any) error) error {
 			last, err := n.scrub(ctx, rate, func(l verifyLine) { report(l) })
 			if ctx.Err() != nil {
@@ -65,6 +69,21 @@ func (n *node) admin(data string) ops.Admin {
 			return report(last)
 		},
 	}
+}
+
+// status is what the node says of itself now.
+func (n *node) status(data string) nodeStatus {
+	s := nodeStatus{Version: version, Data: data, Disks: n.disks.Status(), Next: []peer.State{}, Peers: []peer.State{}}
+	if n.next != nil {
+		s.Next = n.next.States()
+	}
+	if n.peers != nil {
+		s.Peers = n.peers.States()
+	}
+	if n.keeper != nil {
+		s.Waiting = n.keeper.Waiting()
+	}
+	return s
 }
 
 var errScrubbing = errors.New("a scrub is running already")

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"strings"
 
@@ -53,10 +54,10 @@ func (c *Config) checkOrigin() error {
 func errOrigin() error { return fmt.Errorf("an address that begins with none of %s", originSchemes) }
 
 // openOrigin opens the store that origin.blobs names, nil if it names none. It
-// spools in the directory spool, which is its own. What is behind the address is not asked for
-// anything: a node starts when its bucket is dead. A directory must be there. A
-// store that is an io.Closer is closed by the caller, after the last use; others
-// live as long as the process.
+// spools in the directory spool, which is its own. What is behind the address is
+// not asked for anything: a node starts when its bucket is dead. A directory must
+// be there. A store that is an io.Closer is closed by the caller, after the last
+// use; others live as long as the process.
 func openOrigin(ctx context.Context, c *Config, spool string, log *slog.Logger) (registry.Store, error) {
 	if c.Origin.Blobs == "" {
 		return nil, nil
@@ -99,6 +100,9 @@ func (n *node) newKeeper(c *Config, data *dataDir, log *slog.Logger, behind regi
 	store, err := openOrigin(context.Background(), c, data.file("spool"), log)
 	if err != nil || store == nil {
 		return err
+	}
+	if closer, ok := store.(io.Closer); ok {
+		n.origin = closer
 	}
 	n.keeper = origin.NewKeeper(store, behind, origin.KeeperOptions{Name: schemeOf(c.Origin.Blobs), Keep: c.keeps(packages), Meter: n.metrics, Log: log})
 	return nil

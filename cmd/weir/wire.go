@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"strconv"
@@ -47,6 +48,7 @@ type node struct {
 	next    *peer.Group    // nodes behind; nil: none
 	peers   *peer.Group    // nodes beside, and this one; nil: none
 	keeper  *origin.Keeper // the store for good, in front of what is behind; nil: none
+	origin  io.Closer      // that store, if it wants to be closed; nil: it does not
 	tiers   http.Handler   // for nodes in front; nil: none
 
 	onDisk    registry.Store // the tier of disks, with what is behind it
@@ -210,6 +212,9 @@ func (n *node) Close() error {
 		if err := n.keeper.Close(ctx); err != nil {
 			n.service.Log.Warn("stop", "err", err) // they are still in the cache; the next pull elsewhere fetches them
 		}
+	}
+	if n.origin != nil {
+		errs = append(errs, n.origin.Close())
 	}
 	for _, g := range []*peer.Group{n.next, n.peers} {
 		if g != nil {

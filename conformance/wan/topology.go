@@ -3,6 +3,7 @@ package wan
 import (
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -252,6 +253,9 @@ func (top *Topology) configure(n *Node) {
 		store := p.Store
 		if store == StoreDir {
 			n.Store = filepath.Join(top.t.TempDir(), "origin")
+			if err := os.Mkdir(n.Store, 0o700); err != nil {
+				top.t.Fatal(err)
+			}
 			store = "file://" + n.Store
 		}
 		fmt.Fprintf(&b, "origin: {blobs: %q}\n", store)

@@ -1,0 +1,108 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weir-registry/weir/cachetiers/peer"
+)
+
+func statusCommand() *cobra.Command {
+	var config, output string
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Say how a running node is: its disks, and the nodes behind and beside it",
+		Long: "status asks the running node, at its ops address, what it keeps on which disk and\n" +
+			"which other nodes answer. The exit code is 1 if no node runs there.",
+		Example: "  weir status\n  weir status -c weir.yaml\n  weir status -o json",
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return status(cmd.Context(), config, output, cmd.OutOrStdout())
+		},
+	}
+	cmd.Flags().StringVarP(&config, "config", "c", "", "configuration file of the node")
+	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	return cmd
+}
+
+func status(ctx context.Context, config, output string, stdout io.Writer) error {
+	if output != "text" && output != "json" {
+		return usageError{fmt.Errorf("-o %s: neither text nor json", output)}
+	}
+	c, err := readConfig(config)
+	if err != nil {
+		return err
+	}
+	resp, err := opsRequest(ctx, c, http.MethodGet, "/admin/status")
+	if errors.Is(err, errNotRunning) {
+		return fmt.Errorf("no weir answers at its ops address, %s; start it with \"weir serve\", or name its configuration with -c", c.Ops)
+	}
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if output == "json" {
+		_, err := io.Copy(stdout, resp.Body)
+		return err
+	}
+	var s nodeStatus
+	if err := json.NewDecoder(resp.Body).Decode(&s); err != nil {
+		return fmt.Errorf("the answer of %s makes no sense: %w", c.Ops, err)
+	}
+	return s.print(stdout)
+}
+
+// print is the status for people.
+func (s nodeStatus) print(w io.Writer) error {
+	fmt.Fprintf(w, "weir %s, data in %s\n\n", s.Version, s.Data)
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(t, "DISK\tSTATE\tBLOBS\tUSED\tLIMIT\tNOTE")
+	for _, d := range s.Disks {
+		fmt.Fprintf(t, "%s\t%v\t%d\t%v\t%v\t%s\n", d.Path, d.State, d.Blobs, Size(d.Bytes), Size(d.Limit), d.Error)
+	}
+	for _, group := range []struct {
+		head  string
+		nodes []peer.State
+	}{{"BEHIND", s.Next}, {"BESIDE", s.Peers}} {
+		if len(group.nodes) == 0 {
+			continue
+		}
+		fmt.Fprintf(t, "\n%s\tSTATE\tSINCE\tROUND TRIP\tNOTE\n", group.head)
+		for _, n := range group.nodes {
+			fmt.Fprintln(t, nodeLine(n))
+		}
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	if s.Waiting > 0 {
+		fmt.Fprintf(w, "\n%d blobs are still to be written to the origin store\n", s.Waiting)
+	}
+	return nil
+}
+
+func nodeLine(n peer.State) string {
+	state, since, rtt := "down", "", ""
+	switch {
+	case n.Self:
+		return strings.Join([]string{n.Address, "this node", "", "", ""}, "\t")
+	case n.Up:
+		state = "up"
+	}
+	if !n.Since.IsZero() {
+		since = n.Since.UTC().Format(time.DateTime)
+	}
+	if n.Up && n.RTT > 0 {
+		rtt = n.RTT.Round(100 * time.Microsecond).String()
+	}
+	return strings.Join([]string{n.Address, state, since, rtt, n.Error}, "\t")
+}
