@@ -109,11 +109,17 @@ func (t *Tier) buffer() *[]byte {
 	return &b
 }
 
-// Stage implements registry.Store: new blobs go to the store farthest back,
-// and come near when they are read. If there is no room in it they stay near.
+// Stage implements registry.Store: new blobs go to the store farthest back, and
+// come near when they are read, or at once if Keep says that they may. If there
+// is no room in that store they stay near.
 func (t *Tier) Stage(ctx context.Context, expect registry.Descriptor) (registry.Stage, error) {
 	if far, ok := t.far.(registry.Store); ok {
 		s, err := far.Stage(ctx, expect)
+		if err == nil && expect.Size >= 0 && t.o.Keep != nil && t.o.Keep(registry.Want{Descriptor: expect, Length: -1}) {
+			if near, err := t.near.Stage(ctx, expect); err == nil {
+				return &bothStage{s, near}, nil
+			}
+		}
 		if registry.KindOf(err) != registry.ErrNoRoom {
 			return s, err
 		}

@@ -38,6 +38,7 @@ func TestNames(t *testing.T, fresh func(t *testing.T) registry.Names) {
 		{"ConcurrentCounter", concurrentCounter},
 		{"ConcurrentFirst", concurrentFirst},
 		{"CancelledContext", cancelledContext},
+		{"BindAll", bindAll},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.run(t, fresh(t)) })
 	}
@@ -398,4 +399,38 @@ func cancelledContext(t *testing.T, names registry.Names) {
 	if _, err := names.Bind(ctx, tag("4"), registry.Binding{}, sample("b")); err == nil {
 		t.Error("a Bind whose context is done succeeded")
 	}
+}
+
+// bindAll checks a registry.ManyNames; what is none has nothing to show.
+func bindAll(t *testing.T, names registry.Names) {
+	many, ok := names.(registry.ManyNames)
+	if !ok {
+		return
+	}
+	bound := mustBind(t, names, tag("moved"), registry.Binding{}, sample("before"))
+	mustBind(t, names, tag("taken"), registry.Binding{}, sample("theirs"))
+	gone := mustBind(t, names, tag("gone"), registry.Binding{}, sample("gone"))
+	changes := []registry.Change{
+		{Name: tag("new"), New: sample("new")},
+		{Name: tag("taken"), New: sample("ours")}, // in conflict: it is bound
+		{Name: tag("moved"), Old: bound, New: sample("after")},
+		{Name: tag("gone"), Old: gone},
+	}
+	if err := many.BindAll(t.Context(), changes); err != nil {
+		t.Fatal(err)
+	}
+	for ref, text := range map[string]string{"new": "new", "taken": "theirs", "moved": "after"} {
+		if got := mustLookup(t, names, tag(ref)); got.Digest != sample(text).Digest || got.Rev == "" {
+			t.Errorf("%s is bound to %+v, want %s", ref, got, text)
+		}
+	}
+	_, err := names.Lookup(t.Context(), tag("gone"))
+	wantKind(t, err, registry.ErrNotFound, "look up what was unbound with others")
+	if err := many.BindAll(t.Context(), nil); err != nil {
+		t.Errorf("no changes: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	wantKind(t, many.BindAll(ctx, changes), registry.ErrUnavailable, "bind with a cancelled context")
+	wantKind(t, many.BindAll(t.Context(), []registry.Change{{New: sample("nobody")}}), registry.ErrInvalid, "bind no name among others")
 }

@@ -98,6 +98,22 @@ type Names interface {
 	List(ctx context.Context, space, repo, after string) iter.Seq2[Name, error]
 }
 
+// A ManyNames is a Names that binds several names at the cost of about one.
+//
+// BindAll does what Bind does for each change, in any order; a change that is in
+// conflict is left out without an error. Errors are Bind's others, and then any
+// of the changes may have been made.
+type ManyNames interface {
+	Names
+	BindAll(ctx context.Context, changes []Change) error
+}
+
+// A Change is one compare-and-swap.
+type Change struct {
+	Name     Name
+	Old, New Binding
+}
+
 // An Upstream is an authority behind this node: a registry, or the next tier.
 //
 // Resolve asks what a name stands for now. If what the question says is known

@@ -333,6 +333,7 @@ func (s *Service) listed(ctx context.Context, sp Space, p Policy, n Name, b Bind
 		return err
 	}
 	now := time.Now()
+	changes := make([]Change, 0, len(held))
 	for _, h := range held {
 		name := Name{Space: n.Space, Repo: n.Repo, Ref: h.Ref}
 		hp := sp.Policy(name)
@@ -346,8 +347,22 @@ func (s *Service) listed(ctx context.Context, sp Space, p Policy, n Name, b Bind
 			}
 			hb.Listed = old.Listed
 		}
-		if _, err := s.Names.Bind(ctx, name, old, hb); err != nil && !errors.Is(err, ErrConflict) {
-			return Wrap(ErrUnavailable, err, "bind "+name.String())
+		changes = append(changes, Change{name, old, hb})
+	}
+	return Wrap(ErrUnavailable, s.bindAll(ctx, changes), "bind what "+n.String()+" lists")
+}
+
+// bindAll makes changes; of those that are in conflict the other one wins.
+func (s *Service) bindAll(ctx context.Context, changes []Change) error {
+	if len(changes) == 0 {
+		return nil
+	}
+	if many, ok := s.Names.(ManyNames); ok {
+		return many.BindAll(ctx, changes)
+	}
+	for _, c := range changes {
+		if _, err := s.Names.Bind(ctx, c.Name, c.Old, c.New); err != nil && !errors.Is(err, ErrConflict) {
+			return err
 		}
 	}
 	return nil

@@ -12,27 +12,25 @@ import (
 // failed. The first good answer counts, and the other is dropped. Nodes that
 // are dead are marked so.
 func hedged[T any](ctx context.Context, g *Group, first, second *node, limit time.Duration, q question[T]) (v T, both bool, err error) {
+	if second == nil {
+		v, err = put(ctx, first, limit, nil, q)
+		return v, false, err
+	}
 	answers := make(chan answer[T], 2) // room for both: none waits for a taker
-	put := func(n *node, signs func()) context.CancelFunc {
+	begin := func(n *node, signs func()) context.CancelFunc {
 		ctx, cancel := context.WithCancel(ctx)
 		go func() {
-			v, err := q.put(ctx, n, limit, signs)
-			if err != nil && errors.Is(err, errDead) && ctx.Err() == nil {
-				n.failed(err)
-			}
+			v, err := put(ctx, n, limit, signs, q)
 			answers <- answer[T]{v, err, n}
 		}()
 		return cancel
 	}
 	alive := make(chan struct{})
 	var once sync.Once
-	cancels := map[*node]context.CancelFunc{first: put(first, func() { once.Do(func() { close(alive) }) })}
-	var hedge <-chan time.Time
-	if second != nil {
-		timer := time.NewTimer(first.patience())
-		defer timer.Stop()
-		hedge = timer.C
-	}
+	cancels := map[*node]context.CancelFunc{first: begin(first, func() { once.Do(func() { close(alive) }) })}
+	timer := time.NewTimer(first.patience())
+	defer timer.Stop()
+	hedge := timer.C
 	for {
 		select {
 		case <-alive:
@@ -41,7 +39,7 @@ func hedged[T any](ctx context.Context, g *Group, first, second *node, limit tim
 			if hedge = nil; g.budget.spend() {
 				both = true
 				g.o.Meter.Event("hedged", first.client.host)
-				cancels[second] = put(second, nil)
+				cancels[second] = begin(second, nil)
 			}
 		case a := <-answers:
 			cancel := cancels[a.from]
@@ -64,6 +62,15 @@ func hedged[T any](ctx context.Context, g *Group, first, second *node, limit tim
 			return q.own(a.v, cancel), both, nil
 		}
 	}
+}
+
+// put puts q to one node, and marks one that is dead.
+func put[T any](ctx context.Context, n *node, limit time.Duration, signs func(), q question[T]) (T, error) {
+	v, err := q.put(ctx, n, limit, signs)
+	if err != nil && errors.Is(err, errDead) && ctx.Err() == nil {
+		n.failed(err)
+	}
+	return v, err
 }
 
 // answer is what came of asking one node.

@@ -82,24 +82,28 @@ func refuse(w http.ResponseWriter, err error) {
 	io.WriteString(w, text)
 }
 
-// working runs work and says meanwhile that it runs.
+// working runs work and says meanwhile that it runs. It is the timer's goroutine
+// that says it, and only if need be, so that a quick answer changes no goroutine:
+// on a node that was idle each change wakes a thread.
 func working(w http.ResponseWriter, work func()) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		work()
-	}()
-	tick := time.NewTimer(workFirst)
-	defer tick.Stop()
-	for {
-		select {
-		case <-done:
-			return
-		case <-tick.C:
+	var mu sync.Mutex // held by whoever uses w
+	done := false
+	var tick *time.Timer
+	mu.Lock()
+	tick = time.AfterFunc(workFirst, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if !done {
 			w.WriteHeader(http.StatusProcessing)
 			tick.Reset(workEvery)
 		}
-	}
+	})
+	mu.Unlock()
+	work()
+	mu.Lock()
+	defer mu.Unlock()
+	done = true
+	tick.Stop()
 }
 
 // call is what the guard is asked.

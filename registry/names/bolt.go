@@ -3,6 +3,7 @@ package names
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"log/slog"
@@ -68,7 +69,7 @@ type Bolt struct {
 	err   error // of Close
 }
 
-var _ registry.Names = (*Bolt)(nil)
+var _ registry.ManyNames = (*Bolt)(nil)
 
 // Lookup implements registry.Names. It waits for no writer. Beside the contract's errors there is ErrCorrupt for
 // a binding that is damaged in a database that is not volatile; in one that is
@@ -134,32 +135,9 @@ func (s *Bolt) Bind(ctx context.Context, n registry.Name, old, new registry.Bind
 	// A conflict is no reason to roll back: in a batch it would make the
 	// others be done again.
 	var verdict error
-	err = s.update(func(tx *bbolt.Tx) error {
-		kept, verdict, err = registry.Binding{}, nil, nil
-		bucket, err := tx.CreateBucketIfNotExists([]byte(n.Space))
-		if err != nil {
-			return err
-		}
-		is, _, err := s.get(bucket, n)
-		if err != nil {
-			verdict = err
-			return nil
-		}
-		if is.Rev != old.Rev {
-			verdict = conflict(n)
-			return nil
-		}
-		key := appendKey(nil, n)
-		if new.Zero() {
-			return bucket.Delete(key)
-		}
-		rev, err := bucket.NextSequence()
-		if err != nil {
-			return err
-		}
-		kept = new
-		kept.Rev = strconv.FormatUint(rev, 36)
-		return bucket.Put(key, encode(nil, new, rev))
+	err = s.update(func(tx *bbolt.Tx) (err error) {
+		kept, verdict, err = s.bind(tx, registry.Change{Name: n, Old: old, New: new})
+		return err
 	})
 	switch {
 	case err != nil:
@@ -168,6 +146,69 @@ func (s *Bolt) Bind(ctx context.Context, n registry.Name, old, new registry.Bind
 		return registry.Binding{}, verdict
 	}
 	return kept, nil
+}
+
+// BindAll implements registry.ManyNames: one transaction.
+func (s *Bolt) BindAll(ctx context.Context, changes []registry.Change) (err error) {
+	for _, c := range changes {
+		if err := checkBind(c.Name, c.New); err != nil {
+			return err
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return registry.Wrap(registry.ErrUnavailable, err, "bind names")
+	}
+	defer func() {
+		for _, c := range changes {
+			s.hot.shard(c.Name).drop(c.Name)
+		}
+	}()
+	defer s.guard(&err, "bind names of", registry.Name{})
+	var verdict error // that is no conflict
+	err = s.update(func(tx *bbolt.Tx) error {
+		verdict = nil
+		for _, c := range changes {
+			_, v, err := s.bind(tx, c)
+			if err != nil {
+				return err
+			}
+			if v != nil && !errors.Is(v, registry.ErrConflict) {
+				verdict = v
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return registry.Wrap(registry.ErrUnavailable, err, "bind names")
+	}
+	return verdict
+}
+
+// bind makes one change in tx. verdict is what is wrong with the change, err
+// with the transaction.
+func (s *Bolt) bind(tx *bbolt.Tx, c registry.Change) (kept registry.Binding, verdict, err error) {
+	bucket, err := tx.CreateBucketIfNotExists([]byte(c.Name.Space))
+	if err != nil {
+		return registry.Binding{}, nil, err
+	}
+	is, _, err := s.get(bucket, c.Name)
+	if err != nil {
+		return registry.Binding{}, err, nil
+	}
+	if is.Rev != c.Old.Rev {
+		return registry.Binding{}, conflict(c.Name), nil
+	}
+	key := appendKey(nil, c.Name)
+	if c.New.Zero() {
+		return registry.Binding{}, nil, bucket.Delete(key)
+	}
+	rev, err := bucket.NextSequence()
+	if err != nil {
+		return registry.Binding{}, nil, err
+	}
+	kept = c.New
+	kept.Rev = strconv.FormatUint(rev, 36)
+	return kept, nil, bucket.Put(key, encode(nil, c.New, rev))
 }
 
 // update runs fn in a transaction, perhaps more than once.
