@@ -69,7 +69,7 @@ func TestStagedNearFails(t *testing.T) {
 	disk := openDisk(t, t.TempDir(), 1<<30)
 	data := conformance.Bytes(1, 5000)
 	w := want(data, 0, -1)
-	tier := cachetiers.NewTier(cachetiers.NewMemory(6000), cachetiers.NewTier(disk, nothing{}, cachetiers.Options{}), cachetiers.Options{
+	tier := cachetiers.NewTier(cachetiers.NewMemory(4000), cachetiers.NewTier(disk, nothing{}, cachetiers.Options{}), cachetiers.Options{
 		Keep: func(registry.Want) bool { return true }})
 	stage, err := tier.Stage(context.Background(), w.Descriptor)
 	if err != nil {

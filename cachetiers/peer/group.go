@@ -230,7 +230,7 @@ func ask[T any](ctx context.Context, g *Group, key string, d digest.Digest, smal
 		// there are others: a busy machine is no dead one.
 		limit := silence
 		if i+1 == len(nodes) && !own {
-			limit = 3 * silence
+			limit = 2 * silence
 		}
 		g.budget.earn()
 		v, both, err := hedged(ctx, g, nodes[i], second, limit, q)
