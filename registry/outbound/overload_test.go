@@ -47,7 +47,7 @@ func (n *slowNet) RoundTrip(r *http.Request) (*http.Response, error) {
 		Body: &slowBody{end: time.Now().Add(took), closed: func() { n.add(-1) }}}, nil
 }
 
-// slowBody ends at its time.
+// slowBody ends at its time, and what has ended holds no connection.
 type slowBody struct {
 	end    time.Time
 	once   sync.Once
@@ -56,6 +56,7 @@ type slowBody struct {
 
 func (b *slowBody) Read([]byte) (int, error) {
 	<-time.After(time.Until(b.end))
+	b.once.Do(b.closed)
 	return 0, io.EOF
 }
 
