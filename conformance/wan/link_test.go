@@ -108,7 +108,7 @@ func warm(t *testing.T, c net.Conn) func() time.Duration {
 func TestLinkRoundTrip(t *testing.T) {
 	const ms = time.Millisecond
 	l := wan.StartLink(t, serve(t, echo), wan.Shape{RTT: 60 * ms})
-	between(t, "a new connection's first answer, two round trips of 60 ms", 120*ms, 125*ms,
+	between(t, "a new connection's first answer, two round trips of 60 ms", 119*ms, 125*ms,
 		func() time.Duration { return ping(t, dial(t, l)) })
 	c := dial(t, l)
 	ping(t, c)
