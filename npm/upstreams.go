@@ -137,7 +137,8 @@ func specificity(pattern, pkg string) int {
 
 // Space is what registry.Service needs to know of npm.
 func (u *Upstreams) Space() registry.Space {
-	return registry.Space{Upstream: u, Policy: u.Policy, Documents: isDocument, Owns: u.Owns}
+	return registry.Space{Upstream: u, Policy: u.Policy, Documents: isDocument, Owns: u.Owns,
+		Serves: func(n registry.Name) bool { return u.pick(n.Repo) != nil }}
 }
 
 // Policy says how long what is known of n counts.

@@ -206,7 +206,13 @@ func (u *Upstreams) Policy(n registry.Name) registry.Policy {
 
 // Space is what registry.Service is to be told of this protocol.
 func (u *Upstreams) Space() registry.Space {
-	return registry.Space{Upstream: u, Policy: u.Policy, Documents: isDocument, Lists: Lists}
+	return registry.Space{Upstream: u, Policy: u.Policy, Documents: isDocument, Serves: u.serves, Lists: Lists}
+}
+
+// serves reports whether an upstream is configured for n.
+func (u *Upstreams) serves(n registry.Name) bool {
+	_, _, err := u.of(n)
+	return err == nil
 }
 
 // isDocument reports whether n stands for a manifest or a list.

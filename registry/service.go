@@ -51,6 +51,10 @@ type Space struct {
 	// Documents reports whether n stands for a document, so that an answer
 	// about it comes with bytes; nil: everything does.
 	Documents func(n Name) bool
+	// Serves reports whether n is a name that Upstream is configured for: a node
+	// in front that asks for another has another configuration, which says
+	// nothing about whether n exists. nil: every name is.
+	Serves func(n Name) bool
 	// Owns reports whether a binding kept earlier still counts: false when
 	// configuration has since given the name to another upstream. nil: it does.
 	Owns func(n Name, b Binding) bool

@@ -305,3 +305,23 @@ func TestGivenUp(t *testing.T) {
 		t.Error("a node is taken for dead because a caller left")
 	}
 }
+
+// TestAnotherConfiguration: that a node behind has no upstream for a name does
+// not mean that there is no such thing.
+func TestAnotherConfiguration(t *testing.T) {
+	s, g := pair(t)
+	sp := s.service.Spaces["oci"]
+	sp.Serves = func(n registry.Name) bool { return n.Repo != tag.Repo }
+	s.service.Spaces["oci"] = sp
+	s.up.Put(tag, "application/json", []byte("{}"))
+	if _, _, err := g.Resolve(t.Context(), registry.Question{Name: tag}); registry.KindOf(err) != registry.ErrUnavailable {
+		t.Errorf("resolve: %v", err)
+	}
+	if _, err := g.Open(t.Context(), whole(s.up.PutBlob([]byte("x")))); registry.KindOf(err) != registry.ErrUnavailable {
+		t.Errorf("open: %v", err)
+	}
+	other := registry.Name{Space: "pypi", Repo: "x"}
+	if _, _, err := g.Resolve(t.Context(), registry.Question{Name: other}); registry.KindOf(err) != registry.ErrUnavailable {
+		t.Errorf("a space that the node does not have: %v", err)
+	}
+}

@@ -106,6 +106,17 @@ func working(w http.ResponseWriter, work func()) {
 	tick.Stop()
 }
 
+// serves refuses names that this node has no upstream for. Whether there is such
+// a thing it does not know.
+func (h *handler) serves(n registry.Name) error {
+	sp, ok := h.c.Service.Spaces[n.Space]
+	if ok && (sp.Serves == nil || sp.Serves(n)) {
+		return nil
+	}
+	return &registry.Error{Kind: registry.ErrUnavailable, Text: "a node asked for " + n.String() + ", for which this one has no upstream",
+		Public: "the node behind has no upstream for " + n.Repo + "; its configuration and this node's do not match"}
+}
+
 // call is what the guard is asked.
 func (h *handler) call(r *http.Request, n registry.Name, b registry.Binding) registry.Call {
 	return registry.Call{Who: registry.Principal{Name: h.c.Node(r), Node: true}, Action: registry.Pull, Name: n, Binding: b, Agent: "weir"}
@@ -115,6 +126,10 @@ func (h *handler) call(r *http.Request, n registry.Name, b registry.Binding) reg
 func (h *handler) blob(w http.ResponseWriter, r *http.Request) {
 	want, err := parseWant(r)
 	if err != nil {
+		refuse(w, err)
+		return
+	}
+	if err := h.serves(want.From); err != nil {
 		refuse(w, err)
 		return
 	}
@@ -195,6 +210,10 @@ type named struct {
 func (h *handler) name(w http.ResponseWriter, r *http.Request) {
 	q, err := parseQuestion(r.URL.RawQuery, time.Now())
 	if err != nil {
+		refuse(w, err)
+		return
+	}
+	if err := h.serves(q.Name); err != nil {
 		refuse(w, err)
 		return
 	}

@@ -41,6 +41,9 @@ func printHelp(w io.Writer, c *Config, addr net.Addr, npm bool) {
 	if host, _, _ := net.SplitHostPort(addr.String()); !isLoopback(host) {
 		fmt.Fprintf(w, "anyone who can reach this port can pull what access.anonymous allows: %s\n", strings.Join(c.Access.Anonymous, ", "))
 	}
+	if c.Tiers != "" {
+		fmt.Fprintf(w, "nodes in front connect to %s; invite one with: weir tiers invite NAME\n", c.Tiers)
+	}
 	if len(c.OCI.Upstreams) > 0 {
 		printOCIHelp(w, c, base)
 	}

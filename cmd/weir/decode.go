@@ -208,6 +208,9 @@ func (d *decoder) list(n ast.Node, v reflect.Value, path string) error {
 func (d *decoder) scalar(n ast.Node, v reflect.Value, path string) error {
 	text, ok := scalarText(n)
 	if !ok {
+		if _, pairs := mapping(n); pairs {
+			return d.fail(n, path, `expected a single value, not %s; if it is an address, put it in quotes: "https://…"`, kindOf(n))
+		}
 		return d.fail(n, path, "expected a single value, not %s", kindOf(n))
 	}
 	text, err := expand(text, d.lookup)

@@ -67,7 +67,7 @@ func (s nodeStatus) print(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(t, "DISK\tSTATE\tBLOBS\tUSED\tLIMIT\tNOTE")
 	for _, d := range s.Disks {
-		fmt.Fprintf(t, "%s\t%v\t%d\t%v\t%v\t%s\n", d.Path, d.State, d.Blobs, Size(d.Bytes), Size(d.Limit), d.Error)
+		fmt.Fprintf(t, "%s\t%v\t%d\t%v\t%v\t%s\n", d.Path, d.State, d.Blobs, inMiB(d.Bytes), Size(d.Limit), d.Error)
 	}
 	for _, group := range []struct {
 		head  string
@@ -89,6 +89,9 @@ func (s nodeStatus) print(w io.Writer) error {
 	}
 	return nil
 }
+
+// inMiB is a number of bytes that nobody chose.
+func inMiB(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
 
 func nodeLine(n peer.State) string {
 	state, since, rtt := "down", "", ""

@@ -211,7 +211,7 @@ func TestJoinAsEqual(t *testing.T) {
 	}
 	file, data := configFile(t, "tiers: 127.0.0.1:5001")
 	said := weirTiers(t, "join", inv.Code, "-c", file)
-	if !strings.HasPrefix(said, "This node is b now, an equal of https://"+l.Addr().String()+": each admits") || !strings.Contains(said, "peers: {self: https://127.0.0.1:5001, nodes: [https://") {
+	if !strings.HasPrefix(said, "This node is b now, an equal of https://"+l.Addr().String()+": each admits") || !strings.Contains(said, `peers: {self: "https://127.0.0.1:5001", nodes: ["https://`) {
 		t.Fatal(said)
 	}
 	if _, err := os.Stat(filepath.Join(data, "tiers", "ca.json")); err != nil {

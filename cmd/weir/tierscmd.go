@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"path/filepath"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -116,7 +117,7 @@ func tiersInviteCommand() *cobra.Command {
 			if f.output == "json" {
 				return json.NewEncoder(cmd.OutOrStdout()).Encode(inv)
 			}
-			return printInvitation(cmd.OutOrStdout(), inv)
+			return printInvitation(cmd.OutOrStdout(), inv, c.tiersDir())
 		},
 	}
 	f.add(cmd)
@@ -127,7 +128,7 @@ func tiersInviteCommand() *cobra.Command {
 	return cmd
 }
 
-func printInvitation(w io.Writer, inv trust.Invitation) error {
+func printInvitation(w io.Writer, inv trust.Invitation, dir string) error {
 	as := ""
 	if inv.Equal {
 		as = " as an equal, which gets the key of this node's authority"
@@ -137,6 +138,11 @@ func printInvitation(w io.Writer, inv trust.Invitation) error {
 	}
 	_, err := fmt.Fprintf(w, "%s can join %s%s, once, until %s.\nRun this on the other machine, with the -c or --data of the node there:\n\n  weir tiers join %s\n\n"+
 		"The code is a secret until it has been used.\n", inv.Name, inv.Address, as, when(inv.Expires), inv.Code)
+	// Whose authority it is is easily another's than was meant: -c was
+	// forgotten, or data is relative.
+	if abs, aerr := filepath.Abs(dir); err == nil && aerr == nil {
+		_, err = fmt.Fprintf(w, "It is for the node whose authority is in %s.\n", abs)
+	}
 	return err
 }
 
@@ -201,7 +207,7 @@ func printJoined(w io.Writer, c *Config, j trust.Joined) error {
 		}
 		_, err := fmt.Fprintf(w, "This node is %s now, an equal of %s: each admits the nodes of both.\n\n"+
 			"To let others connect to it, its configuration needs\n\n  tiers: %s\n\n"+
-			"and if the two are in one place and are to share their disks, also\n\n  peers: {self: %s, nodes: [%s]}\n\n"+
+			"and if the two are in one place and are to share their disks, also\n\n  peers: {self: %q, nodes: [%q]}\n\n"+
 			"A node that runs here has to be started again.\n", j.Name, j.Address, tiers, self, j.Address)
 		return err
 	}

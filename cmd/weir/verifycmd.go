@@ -115,7 +115,7 @@ func (l verifyLine) print(w io.Writer, output string) error {
 	if output == "json" {
 		return json.NewEncoder(w).Encode(l)
 	}
-	_, err := fmt.Fprintf(w, "%d blobs, %.1f MiB: %d damaged, %d repaired\n", l.Blobs, float64(l.Bytes)/(1<<20), len(l.Damaged), len(l.Repaired))
+	_, err := fmt.Fprintf(w, "%d blobs, %s: %d damaged, %d repaired\n", l.Blobs, inMiB(l.Bytes), len(l.Damaged), len(l.Repaired))
 	for _, d := range l.Damaged {
 		what := "dropped "
 		if slices.Contains(l.Repaired, d) {

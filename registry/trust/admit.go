@@ -150,7 +150,7 @@ func (t *Trust) admit(certs []*x509.Certificate) *refusal {
 		return r
 	}
 	if s.revoked.has(ca, certs[0]) {
-		return refuse(revoked, "%s has been revoked", nameOf(certs[0]))
+		return refuse(revoked, "%s has been revoked; to come back it needs a new invitation", nameOf(certs[0]))
 	}
 	return nil
 }

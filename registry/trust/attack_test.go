@@ -184,7 +184,7 @@ func TestRevokedOnAnOpenConnection(t *testing.T) {
 	if err != nil || len(out.Serials) != 1 || out.Codes != 1 || out.Equal {
 		t.Fatalf("%+v %v", out, err)
 	}
-	if code, text := ask(); code != 403 || text != "edge1 has been revoked" {
+	if code, text := ask(); code != 403 || !strings.HasPrefix(text, "edge1 has been revoked; ") {
 		t.Fatal(code, text)
 	}
 	edge.wantRefused(t, shield, revoked, "edge1 has been revoked")
