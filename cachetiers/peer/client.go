@@ -11,7 +11,10 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/semaphore"
 
 	"github.com/weir-registry/weir/registry"
 	"github.com/weir-registry/weir/registry/outbound"
@@ -25,8 +28,12 @@ const (
 	headerTimeout = 22 * time.Second
 	// idleTimeout is how long a body may bring nothing.
 	idleTimeout = 20 * time.Second
-	// maxConns bounds the connections to one node.
+	// maxConns bounds the requests that are open at one node at once, and so
+	// the connections.
 	maxConns = 512
+	// maxQuestion bounds what a question takes in a request's header, in bytes:
+	// a server that refuses a header says nothing of the node.
+	maxQuestion = 32 << 10
 	// maxHeader bounds an answer's header.
 	maxHeader = 256 << 10
 )
@@ -49,6 +56,7 @@ type client struct {
 	address string // https://host:port
 	host    string // host:port, for people
 	rt      *http.Transport
+	slots   *semaphore.Weighted
 	meter   registry.Meter
 }
 
@@ -57,10 +65,9 @@ func newClient(address string, dial Dial, meter registry.Meter) (*client, error)
 	if err != nil || u.Scheme != "https" || u.Host == "" {
 		return nil, registry.Errorf(registry.ErrInvalid, "%q is not the address of a node", address)
 	}
-	return &client{address: "https://" + u.Host, host: u.Host, meter: meter, rt: &http.Transport{
+	return &client{address: "https://" + u.Host, host: u.Host, meter: meter, slots: semaphore.NewWeighted(maxConns), rt: &http.Transport{
 		DialTLSContext:         dial,
 		DisableCompression:     true,
-		MaxConnsPerHost:        maxConns,
 		MaxIdleConnsPerHost:    maxConns,
 		IdleConnTimeout:        5 * time.Minute,
 		MaxResponseHeaderBytes: maxHeader,
@@ -68,13 +75,55 @@ func newClient(address string, dial Dial, meter registry.Meter) (*client, error)
 	}}, nil
 }
 
-// watch ends a request whose node gives no sign of life for limit.
-type watch struct {
-	timer *time.Timer
-	limit time.Duration
+// enter waits for a slot, for as long as an answer may take to begin. It is not
+// the transport that bounds connections: who waits there cannot be told from who
+// waits for a node that is dead. Pings need no slot.
+func (c *client) enter(ctx context.Context, path string) (leave func(), err error) {
+	if path == pingPath || c.slots.TryAcquire(1) {
+		return func() {
+			if path != pingPath {
+				c.slots.Release(1)
+			}
+		}, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, headerTimeout)
+	defer cancel()
+	if err := c.slots.Acquire(ctx, 1); err != nil {
+		return nil, &registry.Error{Kind: registry.ErrUnavailable, Text: "ask " + c.host + ": all connections are in use",
+			Public: "a node behind is asked for too much at once", After: retryAfter, Err: err}
+	}
+	return func() { c.slots.Release(1) }, nil
 }
 
-func (w *watch) sign() { w.timer.Reset(w.limit) }
+// watch ends a request whose node gives no sign of life for limit.
+type watch struct {
+	limit time.Duration
+
+	mu    sync.Mutex
+	timer *time.Timer // guarded by mu
+	over  bool        // guarded by mu
+}
+
+func newWatch(limit time.Duration, silent func()) *watch {
+	return &watch{limit: limit, timer: time.AfterFunc(limit, silent)}
+}
+
+// sign may come after the answer: a dial that another connection has overtaken
+// goes on, and who wrote the request may be late to tell. It must not count then.
+func (w *watch) sign() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.over {
+		w.timer.Reset(w.limit)
+	}
+}
+
+func (w *watch) stop() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.over = true
+	w.timer.Stop()
+}
 
 // trace has every step of a request count as a sign.
 func (w *watch) trace() *httptrace.ClientTrace {
@@ -93,9 +142,16 @@ func (w *watch) trace() *httptrace.ClientTrace {
 // errDead, of kind ErrUnavailable. signs, if not nil, is called whenever the
 // node says that it is at work.
 func (c *client) do(ctx context.Context, method, path, ranged string, limit time.Duration, signs func()) (*http.Response, error) {
+	if len(path) > maxQuestion {
+		return nil, &registry.Error{Kind: registry.ErrUnavailable, Text: fmt.Sprintf("ask %s: a question of %d bytes", c.host, len(path)),
+			Public: "what is known of this is too long to ask a node behind"}
+	}
+	leave, err := c.enter(ctx, path)
+	if err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	w := &watch{limit: limit}
-	w.timer = time.AfterFunc(limit, func() { cancel(errSilent) })
+	w := newWatch(limit, func() { cancel(errSilent) })
 	slow := time.AfterFunc(headerTimeout, func() { cancel(errSlow) })
 	trace := w.trace()
 	if signs != nil {
@@ -104,7 +160,10 @@ func (c *client) do(ctx context.Context, method, path, ranged string, limit time
 	}
 	req, err := http.NewRequestWithContext(httptrace.WithClientTrace(ctx, trace), method, c.address+path, nil)
 	if err != nil {
+		slow.Stop()
+		w.stop()
 		cancel(nil)
+		leave()
 		return nil, registry.Wrap(registry.ErrInvalid, err, "ask "+c.host)
 	}
 	if ranged != "" {
@@ -113,17 +172,18 @@ func (c *client) do(ctx context.Context, method, path, ranged string, limit time
 	begun := time.Now()
 	resp, err := c.rt.RoundTrip(req)
 	slow.Stop()
-	w.timer.Stop()
+	w.stop()
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
 		}
 		cancel(nil)
+		leave()
 		c.meter.Upstream(c.host, 0, time.Since(begun))
 		return nil, c.dead(ctx, err)
 	}
 	c.meter.Upstream(c.host, resp.StatusCode, time.Since(begun))
-	resp.Body = &body{rc: resp.Body, host: c.host, ctx: ctx, cancel: cancel}
+	resp.Body = &body{rc: resp.Body, host: c.host, ctx: ctx, cancel: cancel, leave: sync.OnceFunc(leave)}
 	if err := c.check(resp); err != nil {
 		return nil, err
 	}
@@ -135,7 +195,10 @@ func (c *client) dead(ctx context.Context, err error) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return &registry.Error{Kind: registry.ErrUnavailable, Text: "ask " + c.host, Public: "the request was given up", Err: err}
 	}
-	return &registry.Error{Kind: registry.ErrUnavailable, Text: "ask " + c.host, Public: "a node behind does not answer", After: retryAfter, Err: fmt.Errorf("%w: %w", errDead, err)}
+	if !errors.Is(err, errSlow) { // which is about the question, not the node
+		err = fmt.Errorf("%w: %w", errDead, err)
+	}
+	return &registry.Error{Kind: registry.ErrUnavailable, Text: "ask " + c.host, Public: "a node behind does not answer", After: retryAfter, Err: err}
 }
 
 // retryAfter is what clients are told when no node answers.
@@ -168,6 +231,7 @@ type body struct {
 	host   string
 	ctx    context.Context
 	cancel context.CancelCauseFunc
+	leave  func() // gives the slot back
 	timer  *time.Timer
 }
 
@@ -196,6 +260,7 @@ func (b *body) Close() error {
 	}
 	err := b.rc.Close()
 	b.cancel(nil)
+	b.leave()
 	return err
 }
 

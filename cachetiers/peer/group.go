@@ -71,10 +71,13 @@ type Group struct {
 	doubted map[doubt]time.Time     // guarded by mu; until when
 }
 
-// A doubt is about what one node has of one blob.
+// A doubt is about what one node has of one blob, for those who know its size to
+// be this. Another repository's manifest may say a wrong one, which casts no
+// doubt on the node for others.
 type doubt struct {
-	n *node
-	d digest.Digest
+	n    *node
+	d    digest.Digest
+	size int64
 }
 
 var (
@@ -142,7 +145,7 @@ func (g *Group) States() []State {
 
 // order is whom to ask about key, best first, and whether Beyond comes behind
 // them as this node's own place. Nodes that are down are left out.
-func (g *Group) order(key string, d digest.Digest) (ask []*node, own bool) {
+func (g *Group) order(key string, d registry.Descriptor) (ask []*node, own bool) {
 	for _, i := range rank(g.addrs, key) {
 		n := g.nodes[i]
 		if n.self {
@@ -158,7 +161,7 @@ func (g *Group) order(key string, d digest.Digest) (ask []*node, own bool) {
 // Open implements registry.Source.
 func (g *Group) Open(ctx context.Context, w registry.Want) (registry.Blob, error) {
 	small := w.Size >= 0 && w.Size <= smallBytes
-	b, err := ask(ctx, g, string(w.Digest), w.Digest, small, question[registry.Blob]{
+	b, err := ask(ctx, g, string(w.Digest), w.Descriptor, small, question[registry.Blob]{
 		put: func(ctx context.Context, n *node, limit time.Duration, signs func()) (registry.Blob, error) {
 			b, err := n.client.open(ctx, w, limit, signs)
 			if err == nil {
@@ -181,7 +184,7 @@ type resolved struct {
 
 // Resolve implements registry.Upstream.
 func (g *Group) Resolve(ctx context.Context, q registry.Question) (registry.Binding, io.ReadCloser, error) {
-	r, err := ask(ctx, g, q.Name.Space+" "+q.Name.Repo, "", true, question[resolved]{
+	r, err := ask(ctx, g, q.Name.Space+" "+q.Name.Repo, registry.Descriptor{}, true, question[resolved]{
 		put: func(ctx context.Context, n *node, limit time.Duration, signs func()) (resolved, error) {
 			b, doc, err := n.client.resolve(ctx, q, limit, signs)
 			return resolved{b, doc}, err
@@ -216,7 +219,7 @@ type question[T any] struct {
 }
 
 // ask puts q to the nodes that key belongs to, one after the other.
-func ask[T any](ctx context.Context, g *Group, key string, d digest.Digest, small bool, q question[T]) (T, error) {
+func ask[T any](ctx context.Context, g *Group, key string, d registry.Descriptor, small bool, q question[T]) (T, error) {
 	var none T
 	nodes, own := g.order(key, d)
 	begun := time.Now()
@@ -296,7 +299,7 @@ func (g *Group) Doubt(w registry.Want, via registry.Via) {
 		}
 	}
 	if n != nil {
-		g.doubted[doubt{n, w.Digest}] = now.Add(doubtFor)
+		g.doubted[doubt{n, w.Digest, w.Size}] = now.Add(doubtFor)
 	}
 	g.mu.Unlock()
 	if n != nil {
@@ -308,13 +311,13 @@ func (g *Group) Doubt(w registry.Want, via registry.Via) {
 	}
 }
 
-func (g *Group) doubts(n *node, d digest.Digest) bool {
-	if d == "" {
+func (g *Group) doubts(n *node, d registry.Descriptor) bool {
+	if d.Digest == "" {
 		return false
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	until, ok := g.doubted[doubt{n, d}]
+	until, ok := g.doubted[doubt{n, d.Digest, d.Size}]
 	return ok && time.Now().Before(until)
 }
 

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -229,10 +230,10 @@ func TestLiar(t *testing.T) {
 	up, shields, g := three(t, nil)
 	data := conformance.Bytes(5, 40_000)
 	d := up.PutBlob(data)
-	lies := 0
+	var lies atomic.Int64
 	for _, s := range shields[:2] {
 		s.intercept(func(w http.ResponseWriter, r *http.Request) bool {
-			lies++
+			lies.Add(1)
 			return liar(w, r, len(data))
 		})
 	}
@@ -257,7 +258,7 @@ func TestLiar(t *testing.T) {
 			t.Fatalf("try %d: %v", try, err)
 		}
 	}
-	t.Logf("%d requests were answered with lies or let through", lies)
+	t.Logf("%d requests were answered with lies or let through", lies.Load())
 }
 
 // TestSelf: among peers a node asks the owner, answers what is its own from

@@ -9,13 +9,15 @@ import (
 
 // hedged puts q to first, and to second too if first gives no sign of life for
 // a while; second may be nil. It reports whether both were asked and have
-// failed. The first good answer counts, and the other is dropped. Nodes that
+// failed. The first answer that counts ends it, a failure too if nobody else is to
+// be asked because of it, and the other is dropped. Nodes that
 // are dead are marked so.
 func hedged[T any](ctx context.Context, g *Group, first, second *node, limit time.Duration, q question[T]) (v T, both bool, err error) {
 	if second == nil {
 		v, err = put(ctx, first, limit, nil, q)
 		return v, false, err
 	}
+	begun := time.Now()
 	answers := make(chan answer[T], 2) // room for both: none waits for a taker
 	begin := func(n *node, signs func()) context.CancelFunc {
 		ctx, cancel := context.WithCancel(ctx)
@@ -46,10 +48,9 @@ func hedged[T any](ctx context.Context, g *Group, first, second *node, limit tim
 			delete(cancels, a.from)
 			if a.err != nil {
 				cancel()
-				if len(cancels) == 0 {
-					return a.v, both, a.err
+				if len(cancels) > 0 && g.another(ctx, a.err, begun) {
+					continue // the other may still have it
 				}
-				continue // the other may still have it
 			}
 			for _, other := range cancels {
 				other()
@@ -58,6 +59,9 @@ func hedged[T any](ctx context.Context, g *Group, first, second *node, limit tim
 						q.drop(a.v)
 					}
 				}()
+			}
+			if a.err != nil {
+				return a.v, both, a.err
 			}
 			return q.own(a.v, cancel), both, nil
 		}

@@ -99,11 +99,15 @@ func working(w http.ResponseWriter, work func()) {
 		}
 	})
 	mu.Unlock()
+	// Whatever happens to work: a timer that fires on an answer that is over
+	// would end the process.
+	defer func() {
+		mu.Lock()
+		defer mu.Unlock()
+		done = true
+		tick.Stop()
+	}()
 	work()
-	mu.Lock()
-	defer mu.Unlock()
-	done = true
-	tick.Stop()
 }
 
 // serves refuses names that this node has no upstream for. Whether there is such
@@ -147,6 +151,9 @@ func (h *handler) blob(w http.ResponseWriter, r *http.Request) {
 	defer b.Close()
 	offset, length := b.Span()
 	d, head := b.Descriptor(), w.Header()
+	if d.Size < 0 {
+		length = -1 // where the run really ends is not known either
+	}
 	head.Set(viaHeader, viaText(b.Via()))
 	head.Set("Content-Type", "application/octet-stream")
 	head.Set(runHeader, runText(d.Size, offset, length))
