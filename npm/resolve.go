@@ -25,7 +25,24 @@ func (u *Upstreams) Resolve(ctx context.Context, q registry.Question) (registry.
 	if !isDocument(n) {
 		return registry.Binding{}, nil, registry.Errorf(registry.ErrNotFound, "%v follows from its packument", n)
 	}
+	if !validDocument(n) {
+		return registry.Binding{}, nil, registry.Errorf(registry.ErrInvalid, "%.200q is not the name of a document", n.String())
+	}
 	return up.resolve(ctx, n, have, outbound.Load{Background: q.Background, Subject: n.Repo})
+}
+
+// validDocument reports whether an upstream can be asked about n. A client's
+// path has been parsed; another node's words have not, and what is put into an
+// address with this node's credentials must not lead anywhere else.
+func validDocument(n registry.Name) bool {
+	spec, attestations := strings.CutPrefix(n.Ref, attestationsPath)
+	switch at := strings.LastIndexByte(spec, '@'); {
+	case attestations:
+		return ValidName(n.Repo) && at > 0 && ValidName(spec[:at]) && plainSegment(spec[at+1:])
+	case n.Ref == keysPath:
+		return n.Repo == "-"
+	}
+	return n.Ref == "" && ValidName(n.Repo)
 }
 
 func (up *upstream) resolve(ctx context.Context, n registry.Name, have registry.Binding, load outbound.Load) (registry.Binding, io.ReadCloser, error) {
@@ -95,6 +112,9 @@ func (u *Upstreams) Open(ctx context.Context, w registry.Want) (registry.Blob, e
 	up := u.pick(w.From.Repo)
 	if up == nil || isDocument(w.From) || strings.HasPrefix(w.From.Ref, viewPrefix) {
 		return nil, registry.Errorf(registry.ErrNotFound, "%v is not to be had by its digest", w.From)
+	}
+	if !ValidName(w.From.Repo) {
+		return nil, registry.Errorf(registry.ErrInvalid, "%.200q is not the name of a package", w.From.Repo)
 	}
 	at, err := up.locate(w)
 	if err != nil {

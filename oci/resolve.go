@@ -34,6 +34,9 @@ func (u *Upstreams) Resolve(ctx context.Context, q registry.Question) (registry.
 	if err != nil {
 		return registry.Binding{}, nil, err
 	}
+	if !validRef(n.Ref) {
+		return registry.Binding{}, nil, registry.Errorf(registry.ErrInvalid, "%q is neither a tag nor a digest", clip(n.Ref))
+	}
 	d, isBlob := blobOf(n.Ref, have.MediaType)
 	rm = rm.under(outbound.Load{Blob: isBlob, Background: q.Background, Subject: n.Repo})
 	switch {

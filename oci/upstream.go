@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/weir-registry/weir/registry"
 	"github.com/weir-registry/weir/registry/outbound"
 )
@@ -183,7 +185,25 @@ func (u *Upstreams) of(n registry.Name) (*remote, string, error) {
 	if n.Space != Space || !ok || rm == nil {
 		return nil, "", registry.Errorf(registry.ErrNotFound, "no upstream is configured for %s", n.Repo)
 	}
+	if !validRepo(repo) {
+		return nil, "", registry.Errorf(registry.ErrInvalid, "%q is not the name of a repository", clip(repo))
+	}
 	return rm, repo, nil
+}
+
+// validRef reports whether an upstream can be asked about ref. A client's path
+// has been parsed; another node's words have not, and what is put into an
+// address with this node's credentials must not lead anywhere else.
+func validRef(ref string) bool {
+	if ref == tagsRef {
+		return true
+	}
+	for _, prefix := range []string{blobsRef, referrersRef} {
+		if d, ok := strings.CutPrefix(ref, prefix); ok {
+			return validDigest(d)
+		}
+	}
+	return validTag(ref) || validDigest(ref)
 }
 
 // Policy is how long an answer about n counts. What a digest names never
@@ -206,13 +226,24 @@ func (u *Upstreams) Policy(n registry.Name) registry.Policy {
 
 // Space is what registry.Service is to be told of this protocol.
 func (u *Upstreams) Space() registry.Space {
-	return registry.Space{Upstream: u, Policy: u.Policy, Documents: isDocument, Serves: u.serves, Lists: Lists}
+	return registry.Space{Upstream: u, Policy: u.Policy, Documents: isDocument, Serves: u.serves, Lists: Lists, Means: means}
 }
 
 // serves reports whether an upstream is configured for n.
 func (u *Upstreams) serves(n registry.Name) bool {
 	_, _, err := u.of(n)
 	return err == nil
+}
+
+// means is the digest that a name is about.
+func means(n registry.Name) digest.Digest {
+	if d, ok := strings.CutPrefix(n.Ref, blobsRef); ok {
+		return digest.Digest(d)
+	}
+	if strings.Contains(n.Ref, ":") && !strings.Contains(n.Ref, "/") {
+		return digest.Digest(n.Ref)
+	}
+	return ""
 }
 
 // isDocument reports whether n stands for a manifest or a list.

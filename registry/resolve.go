@@ -175,6 +175,13 @@ func (s *Service) answer(ctx context.Context, sp Space, p Policy, q Question) (B
 	if doc != nil {
 		defer doc.Close()
 	}
+	if err == nil && sp.Means != nil {
+		if d := sp.Means(n); d != "" && b.Digest != "" && b.Digest != d {
+			err = &Error{Kind: ErrUnavailable, Text: "it was answered with " + string(b.Digest), Public: "what is behind answers nonsense"}
+		} else if d != "" {
+			b.Digest = d
+		}
+	}
 	if err == nil && doc != nil {
 		var listed bool
 		if b.Descriptor, listed, err = s.keep(ctx, sp, p, n, b, doc); err == nil {

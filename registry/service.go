@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/sync/singleflight"
 )
@@ -55,6 +56,9 @@ type Space struct {
 	// in front that asks for another has another configuration, which says
 	// nothing about whether n exists. nil: every name is.
 	Serves func(n Name) bool
+	// Means is the digest that n itself names; "" if it names none. Who answers
+	// with another one is not believed. nil: none does.
+	Means func(n Name) digest.Digest
 	// Owns reports whether a binding kept earlier still counts: false when
 	// configuration has since given the name to another upstream. nil: it does.
 	Owns func(n Name, b Binding) bool
