@@ -68,10 +68,8 @@ func (c *Config) checkChain() error {
 			return err
 		}
 	}
-	if n := len(c.Next); n > 0 {
-		if distinct := slices.Compact(slices.Sorted(slices.Values(c.Next))); len(distinct) < n {
-			return errors.New("next: an address is there twice")
-		}
+	if twice(c.Next) {
+		return errors.New("next: an address is there twice")
 	}
 	if c.Bypass != bypassUpstream && c.Bypass != bypassNone {
 		return fmt.Errorf("bypass: %q is neither %s nor %s", c.Bypass, bypassUpstream, bypassNone)
@@ -87,10 +85,18 @@ func (c *Config) checkChain() error {
 	if t := c.TLS; t.given() && (t.Cert == "" || t.Key == "" || t.CA == "") {
 		return errors.New("tls: cert, key and ca belong together, and one is missing")
 	}
+	if self := c.tierAddress(); slices.Contains(nodes(c.Next), nodes([]string{self})[0]) {
+		return fmt.Errorf("next: %s is this node itself", self)
+	}
 	if err := c.checkPeers(); err != nil {
 		return err
 	}
 	return c.checkDisks()
+}
+
+// twice reports whether an address is in list twice, however it is written.
+func twice(list []string) bool {
+	return len(slices.Compact(slices.Sorted(slices.Values(nodes(list))))) < len(list)
 }
 
 func (c *Config) checkPeers() error {
@@ -114,6 +120,9 @@ func (c *Config) checkPeers() error {
 		if slices.Contains(nodes(c.Next), nodes([]string{node})[0]) {
 			return fmt.Errorf("peers.nodes[%d]: %s is in next too; a node is behind this one or beside it", i, node)
 		}
+	}
+	if twice(p.Nodes) {
+		return errors.New("peers.nodes: an address is there twice")
 	}
 	return nil
 }

@@ -81,7 +81,11 @@ func newNode(c *Config, data *dataDir, log *slog.Logger, npmURL string, noNPM er
 	if err != nil {
 		return nil, err
 	}
-	behind, err := n.newBehind(c, log, origin.Switch{oci.Space: images, npmSpace: packages})
+	direct := origin.Switch{oci.Space: images, npmSpace: packages}
+	if noNPM != nil {
+		direct[npmSpace] = unknownNPM{noNPM}
+	}
+	behind, err := n.newBehind(c, log, direct)
 	if err != nil {
 		return nil, err
 	}
@@ -164,6 +168,21 @@ func (n *node) routes(c *Config, log *slog.Logger, images *oci.Upstreams, packag
 			rest.ServeHTTP(w, r)
 		}
 	})
+}
+
+// unknownNPM is the npm registry behind a node that does not know its address.
+// Nodes in front must not take that for a package that does not exist.
+type unknownNPM struct{ why error }
+
+// Open implements registry.Source.
+func (u unknownNPM) Open(context.Context, registry.Want) (registry.Blob, error) {
+	return nil, &registry.Error{Kind: registry.ErrUnavailable, Text: "npm packages are not served here", Err: u.why}
+}
+
+// Resolve implements registry.Upstream.
+func (u unknownNPM) Resolve(ctx context.Context, _ registry.Question) (registry.Binding, io.ReadCloser, error) {
+	_, err := u.Open(ctx, registry.Want{})
+	return registry.Binding{}, nil, err
 }
 
 // npmOff answers npm clients of a node that has no npm registry behind it. why
