@@ -89,7 +89,8 @@ type Dropper interface {
 // What is queued when the process dies is not written, until it is pulled
 // through again. Events: "kept", "kept already", "keep dropped" (the queue was
 // full, or the local source had it no more), "keep failed" (and will be tried
-// again), "origin unavailable" (passed over) and "origin corrupt".
+// again), "origin unavailable" (passed over), "origin size" (another
+// than was wanted, by whoever's word) and "origin corrupt".
 type Keeper struct {
 	store registry.Store
 	next  registry.Source
@@ -139,8 +140,13 @@ func (k *Keeper) Open(ctx context.Context, w registry.Want) (registry.Blob, erro
 		k.health.good()
 		return nil, err
 	case kind == registry.ErrCorrupt:
+		// Another size than w's, and which of the two is wrong nobody knows: a
+		// manifest of anyone's may say so. No bytes have been seen, so there is
+		// no doubt for others; an object that is too short is replaced when it
+		// is written (Store.put).
 		k.health.good()
-		k.doubt(w.Digest, err)
+		k.o.Meter.Event("origin size", k.o.Name)
+		k.o.Log.Warn("the origin store has a blob in another size than is wanted", "store", k.o.Name, "name", w.From.String(), "err", err)
 		return k.behind(ctx, w, errDoubted())
 	}
 	k.failed(err)

@@ -521,8 +521,27 @@ func TestDoubt(t *testing.T) {
 		delete(k.up.blobs, d.Digest)
 		_, _, err := k.get(d)
 		wantKind(t, err, registry.ErrUnavailable, "damaged here, gone there")
-		if k.meter.count("origin corrupt") != 3 {
+		if k.meter.count("origin corrupt") != 1 || k.meter.count("origin size") != 2 {
 			t.Errorf("events: %v", k.meter.n)
+		}
+	})
+}
+
+// TestWrongSizeElsewhere: a name that says a wrong size of a blob takes it from
+// no other, not even if the upstream has it no more.
+func TestWrongSizeElsewhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKeeping(t, origin.KeeperOptions{})
+		data := conformance.Bytes(1, 1000)
+		d := k.land(data)
+		synctest.Wait()
+		delete(k.up.blobs, d.Digest)
+		wrong := d
+		wrong.Size--
+		_, _, err := k.get(wrong)
+		wantKind(t, err, registry.ErrUnavailable, "a wrong size")
+		if got, from, err := k.get(d); from != "origin" || err != nil || !bytes.Equal(got, data) {
+			t.Errorf("the right size: from %s, %v", from, err)
 		}
 	})
 }

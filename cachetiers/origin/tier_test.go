@@ -46,9 +46,10 @@ func TestTwoRegions(t *testing.T) {
 		wrong[0] ^= 1
 		bucket.Spoil(keyOf(d), wrong)
 		tier := region()
-		// Its first reader has the right bytes too if none had been given yet.
+		// If it is found out before the reader has been given anything, the tier
+		// asks again by itself; else the reader is cut off.
 		if got, err := pull(tier); err == nil && !bytes.Equal(got, data) {
-			t.Error("damaged in the bucket, and given")
+			t.Error("wrong bytes, whole")
 		} else if err != nil {
 			wantKind(t, err, registry.ErrCorrupt, "damaged in the bucket")
 		}
