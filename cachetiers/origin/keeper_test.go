@@ -262,7 +262,7 @@ func TestHangingStore(t *testing.T) {
 				t.Fatalf("a reader behind the first took %v", got)
 			}
 		}
-		time.Sleep(5*time.Second + time.Millisecond)
+		pass(5*time.Second + time.Millisecond)
 		// One tries it; the others do not wait with him.
 		trial := make(chan time.Duration)
 		go func() { trial <- took() }()
@@ -274,7 +274,7 @@ func TestHangingStore(t *testing.T) {
 			t.Errorf("the one who tries took %v", got)
 		}
 		k.bucket.hang.Store(false)
-		time.Sleep(5*time.Second + time.Millisecond)
+		pass(5*time.Second + time.Millisecond)
 		took()
 		// It is well again, and each reader asks it.
 		asked := k.bucket.asked.Load()
@@ -299,7 +299,7 @@ func TestTrialLeft(t *testing.T) {
 		synctest.Wait()
 		k.bucket.hang.Store(true)
 		k.get(d)
-		time.Sleep(6 * time.Second)
+		pass(6 * time.Second)
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		_, err := k.Open(ctx, registry.Want{Descriptor: d, From: k.name, Length: -1})
@@ -325,12 +325,12 @@ func TestFailingStore(t *testing.T) {
 			wantKind(t, err, registry.ErrUnavailable, "not upstream, and the store cannot be asked")
 		}
 		k.bucket.fail.Store(false)
-		time.Sleep(19 * time.Second)
+		pass(19 * time.Second)
 		k.get(missing)
 		if n := k.bucket.asked.Load(); n != 1 {
 			t.Errorf("asked %d times within its Retry-After", n)
 		}
-		time.Sleep(2 * time.Second)
+		pass(2 * time.Second)
 		_, _, err := k.get(missing)
 		wantKind(t, err, registry.ErrNotFound, "nowhere, as both say")
 	})
@@ -390,7 +390,7 @@ func TestQueueIsBounded(t *testing.T) {
 			t.Errorf("%d wait, %d dropped", k.Waiting(), k.meter.count("keep dropped"))
 		}
 		k.bucket.hang.Store(false)
-		time.Sleep(5 * time.Minute)
+		pass(5 * time.Minute)
 		if k.Waiting() != 0 || k.meter.count("kept") != 10 {
 			t.Errorf("afterwards %d wait, %v", k.Waiting(), k.meter.n)
 		}
@@ -410,12 +410,12 @@ func TestOutage(t *testing.T) {
 		k.local.mu.Lock()
 		delete(k.local.blobs, gone.Digest) // evicted meanwhile
 		k.local.mu.Unlock()
-		time.Sleep(time.Hour)
+		pass(time.Hour)
 		if n := k.bucket.asked.Load(); n > 140 {
 			t.Errorf("a bucket that is away was asked %d times in an hour", n)
 		}
 		k.bucket.fail.Store(false)
-		time.Sleep(2 * time.Minute)
+		pass(2 * time.Minute)
 		for _, d := range all {
 			if !k.holds(d) {
 				t.Errorf("%s was not written after the outage", d.Digest)
@@ -427,7 +427,7 @@ func TestOutage(t *testing.T) {
 		// A day is too long.
 		k.bucket.fail.Store(true)
 		k.land(conformance.Bytes(100, 10))
-		time.Sleep(25 * time.Hour)
+		pass(25 * time.Hour)
 		if k.Waiting() != 0 || k.meter.count("keep dropped") != 2 {
 			t.Errorf("after a day %d wait, %v", k.Waiting(), k.meter.n)
 		}
@@ -559,3 +559,6 @@ func TestNothingBehind(t *testing.T) {
 	_, err = read(k, conformance.Describe("", []byte("a")), 0, -1)
 	wantKind(t, err, registry.ErrUnavailable, "a store that rests")
 }
+
+// pass lets fake time pass; it is for use in a synctest bubble alone.
+func pass(d time.Duration) { <-time.After(d) }
