@@ -24,10 +24,10 @@ import (
 // calls of a test, never during one.
 type authority struct {
 	docs     map[registry.Name]string
-	fail     error         // every question fails
-	slow     time.Duration // every question takes this long
-	old      time.Duration // answers were confirmed this long ago; 0: the authority itself answers
-	since    time.Time     // what the last question asked for
+	fail     error                     // every question fails
+	slow     time.Duration             // every question takes this long
+	old      time.Duration             // answers were confirmed this long ago; 0: the authority itself answers
+	since    atomic.Pointer[time.Time] // what the last question asked for
 	resolves atomic.Int64
 	docsSent atomic.Int64
 	opens    atomic.Int64
@@ -46,7 +46,7 @@ func (a *authority) Resolve(ctx context.Context, q registry.Question) (registry.
 	if a.fail != nil {
 		return registry.Binding{}, nil, a.fail
 	}
-	a.since = q.Since
+	a.since.Store(&q.Since)
 	doc, ok := a.docs[n]
 	if !ok {
 		return registry.Binding{}, nil, registry.Errorf(registry.ErrNotFound, "no such name")
@@ -356,8 +356,8 @@ func TestSinceTravels(t *testing.T) {
 	f.up.docs[latest] = "one"
 	f.get(t, latest)
 	since := time.Now()
-	if _, _, err := f.Resolve(t.Context(), &registry.Call{Name: latest, Since: since}); err != nil || !f.up.since.Equal(since) {
-		t.Errorf("asked since %v, %v", f.up.since, err)
+	if _, _, err := f.Resolve(t.Context(), &registry.Call{Name: latest, Since: since}); err != nil || !f.up.since.Load().Equal(since) {
+		t.Errorf("asked since %v, %v", f.up.since.Load(), err)
 	}
 }
 
