@@ -91,8 +91,9 @@ type Disk struct {
 var _ registry.Store = (*Disk)(nil)
 
 // OpenDisk opens the store in directory root, which it makes if need be. The
-// caller sees to it that no other process uses it, and calls Close. Files left
-// over from fills that were cut off are removed.
+// caller sees to it that no other process uses it, and calls Close. What fills
+// in one stream left over is removed; what fills in segments left is kept for
+// the next of the same blob (partial.go).
 //
 // The store works at once, however many blobs an earlier run left: until the
 // index of them is whole, a blob that is not in it is looked for on the disk.
