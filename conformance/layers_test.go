@@ -21,29 +21,36 @@ const module = "github.com/weir-registry/weir"
 // rooms says which packages there are and what each may import of ours. It is
 // the table of docs/ in a form that fails.
 var rooms = map[string][]string{
-	"registry":              {},
-	"registry/names":        {"registry"},
-	"registry/entitle":      {"registry"},
-	"registry/gate":         {"registry"},
-	"registry/listen":       {"registry"},
-	"registry/steer":        {},
-	"registry/ops":          {"registry"},
-	"registry/reply":        {"registry"},
-	"registry/outbound":     {"registry"},
-	"registry/trust":        {"registry"},
-	"npm":                   {"registry", "registry/gate", "registry/reply", "registry/outbound"},
-	"oci":                   {"registry", "registry/gate", "registry/reply", "registry/outbound"},
-	"cachetiers":            {"registry"},
-	"cachetiers/peer":       {"registry", "registry/outbound"},
-	"cachetiers/origin":     {"registry"},
-	"cachetiers/origin/s3":  {"registry", "cachetiers/origin"}, // leaves: for main alone
-	"cachetiers/origin/gcs": {"registry", "cachetiers/origin"},
-	"conformance":           {"registry"},
-	"conformance/lab":       {"registry"},        // starts real servers and clients for the suites
-	"conformance/npmlab":    {},                  // a scripted npm registry
-	"conformance/wan":       {"conformance/lab"}, // nodes with slow lines between them
-	"conformance/bench":     {},                  // weir beside nginx and distribution
-	"cmd/weir": {"registry", "registry/names", "registry/entitle", "registry/gate", "registry/listen", "registry/steer",
+	"registry":               {},
+	"registry/names":         {"registry"},
+	"registry/names/dynamo":  {"registry", "registry/names"}, // leaves: for main alone
+	"registry/names/spanner": {"registry", "registry/names"},
+	"registry/entitle":       {"registry"},
+	"registry/account":       {"registry", "registry/entitle"},
+	"registry/oidc":          {"registry"},
+	"registry/audit":         {"registry"},
+	"registry/relay":         {"registry"},
+	"registry/gate":          {"registry"},
+	"registry/listen":        {"registry"},
+	"registry/steer":         {},
+	"registry/ops":           {"registry"},
+	"registry/reply":         {"registry"},
+	"registry/outbound":      {"registry"},
+	"registry/trust":         {"registry"},
+	"npm":                    {"registry", "registry/gate", "registry/reply", "registry/outbound"},
+	"oci":                    {"registry", "registry/gate", "registry/reply", "registry/outbound"},
+	"cachetiers":             {"registry"},
+	"cachetiers/peer":        {"registry", "registry/outbound"},
+	"cachetiers/origin":      {"registry"},
+	"cachetiers/origin/s3":   {"registry", "cachetiers/origin"}, // leaves: for main alone
+	"cachetiers/origin/gcs":  {"registry", "cachetiers/origin"},
+	"conformance":            {"registry"},
+	"conformance/lab":        {"registry"},        // starts real servers and clients for the suites
+	"conformance/npmlab":     {},                  // a scripted npm registry
+	"conformance/wan":        {"conformance/lab"}, // nodes with slow lines between them
+	"conformance/bench":      {},                  // weir beside nginx and distribution
+	"cmd/weir": {"registry", "registry/names", "registry/names/dynamo", "registry/names/spanner",
+		"registry/entitle", "registry/account", "registry/oidc", "registry/audit", "registry/relay", "registry/gate", "registry/listen", "registry/steer",
 		"registry/ops", "registry/reply", "registry/outbound", "registry/trust", "npm", "oci",
 		"cachetiers", "cachetiers/peer", "cachetiers/origin", "cachetiers/origin/s3", "cachetiers/origin/gcs"},
 }
@@ -57,6 +64,9 @@ var leaves = map[string][]string{
 	"google.golang.org/api":               {"registry/names/spanner", "cachetiers/origin/gcs"},
 	"github.com/Azure/":                   {},
 	"go.etcd.io/bbolt":                    {"registry/names"},
+	"github.com/hashicorp/go-memdb":       {"registry/entitle"},
+	"github.com/coreos/go-oidc":           {"registry/oidc"},
+	"golang.org/x/crypto":                 {"registry/account"},
 	"github.com/failsafe-go/":             {"registry/outbound"},
 	"github.com/prometheus/":              {"registry/ops"},
 	"github.com/spf13/":                   {"cmd/weir"},

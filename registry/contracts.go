@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"iter"
+	"net/netip"
 	"os"
 	"time"
 )
@@ -169,4 +170,66 @@ type Doubter interface {
 // ErrLimited.
 type Guard interface {
 	Admit(ctx context.Context, c *Call) error
+}
+
+// A Warden is a Guard that may take back what it has admitted.
+type Warden interface {
+	Guard
+	// Watch calls revoked once, from another goroutine and with what Admit would
+	// now say, when c, which has been admitted, no longer would be. c must not
+	// change meanwhile. stop must be called; once it has returned revoked is not
+	// called any more.
+	Watch(c *Call, revoked func(error)) (stop func())
+}
+
+// Identities knows, from memory, who presents what: it waits on nothing.
+type Identities interface {
+	// Token is the principal that an opaque token stands for when it is used
+	// from addr. ErrUnauthenticated, whose public text a person can act upon, if
+	// it is malformed, unknown, expired or not for that address.
+	Token(secret string, addr netip.Addr) (Principal, error)
+	// Current is what p, identified earlier, stands for now: ErrUnauthenticated
+	// if its account or its token is gone or has expired.
+	Current(p Principal) error
+	// Account is the account with a name.
+	Account(name string) (Account, bool)
+	// Keys are the keys that short-lived tokens are signed with, the one to sign
+	// with first. None: this node knows no accounts yet.
+	Keys() []SigningKey
+}
+
+// Logins turns what people and machines present once into tokens. The node
+// that has the metadata database does it; the others pass it on to that one.
+// A token that a method returns is known on this node when it returns.
+//
+// Errors: ErrUnauthenticated for anything wrong about what is presented, and
+// never a word about whether it was the name or the password; ErrLimited, with
+// After, when there were too many wrong ones; ErrUnavailable when the node that
+// decides cannot be asked.
+type Logins interface {
+	// Password checks a name and a password.
+	Password(ctx context.Context, name, password string, from netip.Addr) (Principal, error)
+	// Exchange turns a JWT of a configured issuer into a token (RFC 8693).
+	Exchange(ctx context.Context, jwt string, from netip.Addr) (NewToken, error)
+	// Begin begins a login that is approved in a browser: it returns what the
+	// client claims the token with. It lasts for ten minutes.
+	Begin(ctx context.Context, from netip.Addr) (id string, err error)
+	// Approve gives a login that has begun to p.
+	Approve(ctx context.Context, id string, p Principal) error
+	// Claim is the token of an approved login, once. ErrNotFound if there is no
+	// such login, or no longer; ErrConflict if it has not been approved yet.
+	Claim(ctx context.Context, id string, from netip.Addr) (NewToken, error)
+}
+
+// Tokens are those of one principal, who manages them itself. Where they are
+// kept, and the errors, are as with Logins.
+type Tokens interface {
+	// CreateToken makes a token of by's own. A token that is narrower than its
+	// owner makes none that is wider than itself: then ErrDenied.
+	CreateToken(ctx context.Context, by Principal, spec TokenSpec) (NewToken, error)
+	// RevokeToken ends one of by's own tokens. ErrNotFound if it has none of
+	// that ID.
+	RevokeToken(ctx context.Context, by Principal, id string) error
+	// ListTokens are by's own, oldest first.
+	ListTokens(ctx context.Context, by Principal) ([]Token, error)
 }

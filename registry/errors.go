@@ -13,6 +13,7 @@ var (
 	ErrInvalid         = errors.New("invalid request")             // the request itself is malformed
 	ErrNotFound        = errors.New("not found")                   // the authority says there is no such thing
 	ErrConflict        = errors.New("conflict")                    // compare-and-swap lost
+	ErrGone            = errors.New("no longer kept")              // it was there, and is too old to be had
 	ErrCorrupt         = errors.New("content failed verification") // bytes do not match their digest
 	ErrUnauthenticated = errors.New("authentication required")     // nobody, or not who they say
 	ErrDenied          = errors.New("access denied")               // somebody, but not entitled
@@ -21,6 +22,10 @@ var (
 	ErrUnavailable     = errors.New("temporarily unavailable")     // what is behind does not answer, or answers nonsense
 	ErrNoRoom          = errors.New("no room to store it")         // a store is full or cannot be written
 )
+
+// ErrScope is no kind: it marks an ErrDenied that is not about what the principal
+// is granted but about its token, which is for less.
+var ErrScope = errors.New("not within what the token is for")
 
 // An Error is a failure with a kind, and with two texts: what the log says
 // (Error) and what a client may read (Public).
@@ -85,7 +90,7 @@ func KindOf(err error) error {
 	if errors.As(err, &e) {
 		return e.Kind
 	}
-	for _, k := range []error{ErrInvalid, ErrNotFound, ErrConflict, ErrCorrupt, ErrUnauthenticated,
+	for _, k := range []error{ErrInvalid, ErrNotFound, ErrConflict, ErrGone, ErrCorrupt, ErrUnauthenticated,
 		ErrDenied, ErrLimited, ErrTooLarge, ErrNoRoom, ErrUnavailable} {
 		if errors.Is(err, k) {
 			return k

@@ -70,23 +70,6 @@ type Binding struct {
 // Zero reports whether the binding stands for nothing.
 func (b Binding) Zero() bool { return b.Digest == "" }
 
-// An Action is what a call wants to do.
-type Action string
-
-// The actions there are.
-const (
-	Pull Action = "pull"
-)
-
-// A Principal is who asks. The zero value is the anonymous principal.
-type Principal struct {
-	// Name is how the principal is called in grants and logs; "" is anonymous.
-	Name string
-	// Node reports that it is another weir, in front of this one, which has
-	// admitted the client on whose behalf it asks.
-	Node bool
-}
-
 // A Call is one request as the guard sees it: first with the name alone, then
 // with the binding it turned out to have.
 type Call struct {
