@@ -51,6 +51,12 @@ type OriginConfig struct {
 	// or "gs://bucket/prefix". What upstreams gave is kept there, so that
 	// other regions fill from it. Default: none.
 	Blobs string `yaml:"blobs"`
+	// Metadata is the database of accounts, tokens and grants: a file
+	// ("file:///var/lib/weir/metadata.db"; its path alone will do), or
+	// "dynamodb://table?region=…" or "spanner://projects/…", which several nodes
+	// can share. It counts at nodes that have none behind them. Default:
+	// metadata.db under data.
+	Metadata string `yaml:"metadata"`
 }
 
 // DiskConfig is one disk of several.

@@ -57,8 +57,7 @@ func (c *Config) check() error {
 	if err := c.checkUpstreams(); err != nil {
 		return err
 	}
-	_, err := c.guard()
-	return err
+	return c.checkAccess()
 }
 
 func checkAddr(key, addr string) error {

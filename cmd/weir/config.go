@@ -40,6 +40,7 @@ type Config struct {
 	OCI    OCIConfig    `yaml:"oci"`
 	NPM    NPMConfig    `yaml:"npm"`
 	Access AccessConfig `yaml:"access"`
+	Audit  AuditConfig  `yaml:"audit"`
 	Limits LimitsConfig `yaml:"limits"`
 	Log    LogConfig    `yaml:"log"`
 
@@ -137,14 +138,6 @@ type NPMUpstream struct {
 	Connections int    `yaml:"connections"`
 }
 
-// AccessConfig says who may do what.
-type AccessConfig struct {
-	// Anonymous are the grants of clients that say nothing of themselves:
-	// "pull oci:docker.io/library/*", "pull npm:@acme/*". A "*" is any run of
-	// characters. Default: ["pull oci:*", "pull npm:*"], all that is configured.
-	Anonymous []string `yaml:"anonymous"`
-}
-
 // LimitsConfig bounds what clients can make weir spend.
 type LimitsConfig struct {
 	// Connections is how many clients may be connected at once; more wait.
@@ -171,9 +164,8 @@ type LogConfig struct {
 // later are keys that the design has and this version has not: their error
 // says so, and not that they were misspelt.
 var later = map[string]string{
-	"origin.metadata": "a shared metadata database",
-	"oci.hosted":      "pushing",
-	"npm.hosted":      "publishing",
+	"oci.hosted": "pushing",
+	"npm.hosted": "publishing",
 }
 
 // knownRegistries is where public registries are whose address is not simply
@@ -262,9 +254,7 @@ func (c *Config) setDefaults() {
 		setDuration(&u.Stale, 720*time.Hour)
 		c.NPM.Upstreams[name] = u
 	}
-	if c.Access.Anonymous == nil {
-		c.Access.Anonymous = []string{"pull oci:*", "pull npm:*"}
-	}
+	c.setAccessDefaults()
 	setDefault(&c.Limits.Connections, 8192)
 	setDefault(&c.Limits.Headers, 32<<10)
 	setDuration(&c.Limits.Idle, 3*time.Minute)

@@ -59,6 +59,8 @@ type Want struct {
 	URL string
 	// Blob is what must come. The zero value checks nothing.
 	Blob Blob
+	// Token is presented as a bearer token; "": none is.
+	Token string
 	// Quick compares a CRC-32C and not the digest: for so many gigabytes that
 	// hashing them would be what is measured.
 	Quick bool
@@ -98,6 +100,9 @@ func (c *Client) Get(ctx context.Context, w Want) Answer {
 	req, err := http.NewRequestWithContext(httptrace.WithClientTrace(ctx, trace), http.MethodGet, w.URL, nil)
 	if err != nil {
 		return Answer{Fault: Reset, Err: err}
+	}
+	if w.Token != "" {
+		req.Header.Set("Authorization", "Bearer "+w.Token)
 	}
 	if strings.Contains(w.URL, "/manifests/") {
 		req.Header.Set("Accept", v1.MediaTypeImageManifest+", "+v1.MediaTypeImageIndex)

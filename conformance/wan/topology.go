@@ -52,6 +52,10 @@ type Plan struct {
 	Fresh time.Duration
 	// Memory and Disk are the nodes' caches; "": 64MiB and 8GiB.
 	Memory, Disk string
+	// Private says that anonymous clients may pull nothing.
+	Private bool
+	// Access is further YAML for every node's access, its lines indented by two.
+	Access string
 	// More is further YAML for every node, at the top level.
 	More string
 }
@@ -263,7 +267,11 @@ func (top *Topology) configure(n *Node) {
 	fmt.Fprintf(&b, "oci:\n  default: docker.io\n  upstreams:\n    docker.io: {url: %q, fresh: %v, stale: 720h}\n", "http://"+n.Upstream.Addr, fresh)
 	// No npm registry to find: what is measured here is images.
 	b.WriteString("npm: {upstreams: {none: {url: \"http://127.0.0.1:1\"}}}\n")
-	b.WriteString("access:\n  anonymous: [\"pull oci:docker.io/*\"]\n")
+	anonymous := `"pull oci:docker.io/*"`
+	if p.Private {
+		anonymous = ""
+	}
+	fmt.Fprintf(&b, "access:\n  anonymous: [%s]\n%s", anonymous, p.Access)
 	b.WriteString(p.More)
 	n.Configure(b.String())
 }
