@@ -3,6 +3,8 @@ package registry
 import (
 	"context"
 	"iter"
+	"strings"
+	"unicode/utf8"
 )
 
 // Metadata is the database of what people decide and upstreams do not: who
@@ -14,8 +16,9 @@ import (
 // be contiguous. The feed of changes is kept with the data, so it is the same
 // whichever database it is and whichever node asks.
 //
-// Keys are at most MaxKey bytes of valid UTF-8 without a zero byte, values at
-// most MaxValue bytes and not empty; else ErrInvalid. A database that cannot be
+// Keys are 1 to MaxKey bytes of valid UTF-8 without a zero byte, values 1 to
+// MaxValue bytes; else ErrInvalid. Nothing is kept of what is given, and what
+// is returned is the caller's. A database that cannot be
 // asked, or did not say whether it has done something, is ErrUnavailable; after
 // that a change may have been made or not, and who needs to know looks. The
 // implementation does its own retries within ctx. All may be called at once.
@@ -25,7 +28,7 @@ type Metadata interface {
 	Get(ctx context.Context, key string) (Record, error)
 	// Put is compare-and-swap: it succeeds only while the key's Rev is rev (0:
 	// while there is nothing under it), else ErrConflict. A nil value removes
-	// what is there. It returns the record as kept; the Rev of a removal too is
+	// what is there; where nothing is, that is no change and Rev is 0. It returns the record as kept; the Rev of a removal too is
 	// the sequence number of the change. What it acknowledges is durable.
 	Put(ctx context.Context, key string, rev uint64, value []byte) (Record, error)
 	// List gives the records whose keys begin with prefix and come after the
@@ -51,6 +54,28 @@ const (
 	MaxKey   = 1 << 10
 	MaxValue = 256 << 10
 )
+
+// CheckKey is ErrInvalid for what cannot be a key of Metadata.
+func CheckKey(key string) error {
+	switch {
+	case key == "" || len(key) > MaxKey:
+		return Errorf(ErrInvalid, "a key of %d bytes; 1 to %d may be", len(key), MaxKey)
+	case strings.IndexByte(key, 0) >= 0 || !utf8.ValidString(key):
+		return Errorf(ErrInvalid, "the key %.100q has a zero byte in it or is no UTF-8", key)
+	}
+	return nil
+}
+
+// CheckPut is ErrInvalid for what cannot be put into Metadata; a nil value can.
+func CheckPut(key string, value []byte) error {
+	if err := CheckKey(key); err != nil {
+		return err
+	}
+	if value != nil && len(value) == 0 || len(value) > MaxValue {
+		return Errorf(ErrInvalid, "a value of %d bytes for %.100q; 1 to %d may be", len(value), key, MaxValue)
+	}
+	return nil
+}
 
 // A Record is what Metadata has under a key.
 type Record struct {
