@@ -23,6 +23,10 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, bindForEver(path, os.Getenv(childEnv+"_VOLATILE") != ""))
 		os.Exit(1)
 	}
+	if path := os.Getenv(metadataChildEnv); path != "" {
+		fmt.Fprintln(os.Stderr, putForEver(path))
+		os.Exit(1)
+	}
 	os.Exit(m.Run())
 }
 
@@ -73,8 +77,12 @@ func TestKill(t *testing.T) {
 // killed runs a child until it has acknowledged some bindings, kills it, and
 // returns the last one acknowledged.
 func killed(t *testing.T, path, volatile string, rounds int) int {
+	return killedWith(t, rounds, childEnv+"="+path, childEnv+"_VOLATILE="+volatile)
+}
+
+func killedWith(t *testing.T, rounds int, env ...string) int {
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), childEnv+"="+path, childEnv+"_VOLATILE="+volatile)
+	cmd.Env = append(os.Environ(), env...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {

@@ -19,7 +19,7 @@ import (
 )
 
 // errDatabase marks a file that is not, or no longer, a sound database.
-var errDatabase = errors.New("not a sound names database")
+var errDatabase = errors.New("not a sound database")
 
 // Open opens the database in a file, which it makes if there is none (its
 // directory must be there), and reads all of it once, so that damage shows now
@@ -38,7 +38,7 @@ func Open(path string, o Options) (*Bolt, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	db, err := openSound(path, o)
+	db, err := openSound(path, o, namesFile())
 	if errors.Is(err, errDatabase) && o.Volatile {
 		aside := path + ".damaged-" + time.Now().UTC().Format("20060102T150405.000000000")
 		if rerr := os.Rename(path, aside); rerr != nil {
@@ -46,7 +46,7 @@ func Open(path string, o Options) (*Bolt, error) {
 		}
 		o.Log.Warn("the names database is damaged: it was set aside and begun anew, and upstreams will be asked again",
 			"file", path, "aside", aside, "err", err)
-		db, err = openSound(path, o)
+		db, err = openSound(path, o, namesFile())
 	}
 	if err != nil {
 		return nil, err
@@ -58,15 +58,24 @@ func Open(path string, o Options) (*Bolt, error) {
 	return s, nil
 }
 
+// A kind of file, of the two there are.
+type kind struct {
+	what string // in messages
+	// readThrough reads all there is and finds what is wrong.
+	readThrough func(db *bbolt.DB) error
+}
+
+func namesFile() kind { return kind{"names database", readThrough} }
+
 // openSound opens path and reads it through; what cannot be read is errDatabase.
-func openSound(path string, o Options) (db *bbolt.DB, err error) {
+func openSound(path string, o Options, k kind) (db *bbolt.DB, err error) {
 	// A file that was cut short faults where it is mapped but not there.
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	var opened *bbolt.DB
 	var file *os.File
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("%s: %w: %v", path, errDatabase, p)
+			err = fmt.Errorf("%s: %w (%s): %v", path, errDatabase, k.what, p)
 		}
 		if err == nil {
 			return
@@ -102,16 +111,16 @@ func openSound(path string, o Options) (db *bbolt.DB, err error) {
 	switch {
 	case err == nil:
 	case errors.Is(err, bolterrors.ErrTimeout):
-		return nil, fmt.Errorf("the names database %s is in use by another process", path)
+		return nil, fmt.Errorf("the %s %s is in use by another process", k.what, path)
 	case errors.As(err, &pathError), errors.As(err, &errno):
-		return nil, fmt.Errorf("open the names database: %w", err)
+		return nil, fmt.Errorf("open the %s: %w", k.what, err)
 	default:
-		return nil, fmt.Errorf("%s: %w: %w", path, errDatabase, err)
+		return nil, fmt.Errorf("%s: %w (%s): %w", path, errDatabase, k.what, err)
 	}
 	opened = db
 	db.MaxBatchDelay = batchDelay
-	if err := readThrough(db); err != nil {
-		return nil, fmt.Errorf("%s: %w: %w", path, errDatabase, err)
+	if err := k.readThrough(db); err != nil {
+		return nil, fmt.Errorf("%s: %w (%s): %w", path, errDatabase, k.what, err)
 	}
 	return db, nil
 }
