@@ -120,7 +120,7 @@ func (h *handler) call(r *http.Request, n registry.Name) registry.Call {
 // ping answers that this is a registry.
 func (h *handler) ping(w http.ResponseWriter, r *http.Request, _ request) error {
 	w.Header().Set("Cache-Control", "no-store")
-	return small(w, r, []byte("{}"), registry.Via{})
+	return small(w, r, []byte("{}"), registry.Via{}, nobodys)
 }
 
 // whoami answers that nobody is logged in: there are no accounts.

@@ -134,7 +134,7 @@ func (h *handler) unkeptView(r *http.Request, call *registry.Call, v view, t tar
 	if err != nil {
 		return reply.Body{}, via, err
 	}
-	return reply.Body{Descriptor: blob.Descriptor(), ETag: tag(), Blob: blob}, via, nil
+	return reply.Body{Descriptor: blob.Descriptor(), ETag: tag(), Blob: h.o.Service.Hold(call, blob)}, via, nil
 }
 
 // spool makes a view into a stage that is never committed. It waits for a

@@ -140,7 +140,7 @@ func (h *handler) version(w http.ResponseWriter, r *http.Request, q request) err
 		}
 		w.Header().Set("Vary", "Accept, Accept-Encoding")
 		cacheFor(w.Header(), via, min(clientAge, h.o.Upstreams.Policy(call.Name).Fresh))
-		return small(w, r, target{base: base, pkg: q.pkg}.manifest(nil, e.version, object), via)
+		return small(w, r, target{base: base, pkg: q.pkg}.manifest(nil, e.version, object), via, h.holding(&call))
 	}
 }
 
@@ -203,16 +203,24 @@ func (h *handler) distTags(w http.ResponseWriter, r *http.Request, q request) er
 		return err
 	}
 	cacheFor(w.Header(), via, min(clientAge, h.o.Upstreams.Policy(call.Name).Fresh))
-	return small(w, r, tags, via)
+	return small(w, r, tags, via, h.holding(&call))
 }
 
+// holding has a blob made of what c is bound to end when c is revoked.
+func (h *handler) holding(c *registry.Call) func(registry.Blob) registry.Blob {
+	return func(b registry.Blob) registry.Blob { return h.o.Service.Hold(c, b) }
+}
+
+// nobodys is holding for what everyone may read.
+func nobodys(b registry.Blob) registry.Blob { return b }
+
 // small answers with a JSON text made for the occasion.
-func small(w http.ResponseWriter, r *http.Request, body []byte, via registry.Via) error {
+func small(w http.ResponseWriter, r *http.Request, body []byte, via registry.Via, hold func(registry.Blob) registry.Blob) error {
 	sum := sha256.Sum256(body)
 	d := registry.Descriptor{Digest: digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(sum[:])), Size: int64(len(body)), MediaType: mediaJSON}
 	reply.Record(w, via)
 	w.Header().Set("Content-Type", mediaJSON)
-	return reply.Serve(w, r, reply.Body{Descriptor: d, ETag: etag("s", string(d.Digest)), Blob: registry.NewBytesBlob(body, d, 0, -1, via)})
+	return reply.Serve(w, r, reply.Body{Descriptor: d, ETag: etag("s", string(d.Digest)), Blob: hold(registry.NewBytesBlob(body, d, 0, -1, via))})
 }
 
 const (

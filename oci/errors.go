@@ -116,7 +116,18 @@ func refuse(w http.ResponseWriter, r *http.Request, code int, id errcode.ErrorCo
 	writeJSON(w, r, code, "application/json", errcode.Errors{e})
 }
 
-// writeJSON answers with v.
+// answer answers with v, which was made of what c is bound to.
+func (h *handler) answer(w http.ResponseWriter, r *http.Request, c *registry.Call, mediaType string, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil { // nothing that is answered has a value that cannot be marshalled
+		panic(err)
+	}
+	w.Header().Set("Content-Type", mediaType)
+	d := registry.Descriptor{Size: int64(len(data)), MediaType: mediaType}
+	return reply.Serve(w, r, reply.Body{Descriptor: d, Blob: h.service.Hold(c, registry.NewBytesBlob(data, d, 0, -1, registry.Via{}))})
+}
+
+// writeJSON answers with v, which is nobody's in particular.
 func writeJSON(w http.ResponseWriter, r *http.Request, code int, mediaType string, v any) {
 	data, err := json.Marshal(v)
 	if err != nil { // nothing that is answered has a value that cannot be marshalled

@@ -259,8 +259,7 @@ func (h *handler) tags(w http.ResponseWriter, r *http.Request, req *request) err
 		w.Header().Set("Link", linkTo(req.repo, next))
 	}
 	w.Header().Set("Cache-Control", "no-cache")
-	writeJSON(w, r, http.StatusOK, "application/json", tagList{Name: req.repo, Tags: page})
-	return nil
+	return h.answer(w, r, &req.call, "application/json", tagList{Name: req.repo, Tags: page})
 }
 
 // referrers answers with the index of what refers to a digest.
@@ -290,8 +289,7 @@ func (h *handler) referrers(w http.ResponseWriter, r *http.Request, req *request
 		return err
 	}
 	w.Header().Set("OCI-Filters-Applied", "artifactType")
-	writeJSON(w, r, http.StatusOK, v1.MediaTypeImageIndex, some)
-	return nil
+	return h.answer(w, r, &req.call, v1.MediaTypeImageIndex, some)
 }
 
 // noReferrersOf answers that nothing refers to a digest, which is no error.

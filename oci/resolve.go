@@ -82,7 +82,7 @@ func (rm *remote) still(ctx context.Context, repo, ref string, have registry.Bin
 	resp.Body.Close()
 	d := contentDigest(resp)
 	if strings.Contains(ref, ":") || d != "" && d == have.Digest {
-		return registry.Binding{Descriptor: have.Descriptor, Validator: have.Validator}, true, nil
+		return registry.Binding{Descriptor: have.Descriptor, Validator: have.Validator, Shown: true}, true, nil
 	}
 	// It has moved. What a HEAD says of size and type nobody vouches for, and
 	// it would be believed for as long as the tag stays: get the manifest.
@@ -112,7 +112,7 @@ func (rm *remote) manifest(ctx context.Context, repo, ref string, have registry.
 	}
 	if resp.StatusCode == http.StatusNotModified && h["If-None-Match"] != nil {
 		resp.Body.Close()
-		return registry.Binding{Descriptor: have.Descriptor, Validator: have.Validator}, nil, nil
+		return registry.Binding{Descriptor: have.Descriptor, Validator: have.Validator, Shown: true}, nil, nil
 	}
 	if err := rm.client.Check(resp, "get manifest "+repo+" "+ref); err != nil {
 		return registry.Binding{}, nil, err
@@ -159,7 +159,7 @@ func (rm *remote) blob(ctx context.Context, repo string, d digest.Digest, have r
 	if err != nil {
 		return registry.Binding{}, err
 	}
-	b := registry.Binding{Descriptor: registry.Descriptor{Digest: d, Size: size, MediaType: have.MediaType}, Validator: have.Validator}
+	b := registry.Binding{Descriptor: registry.Descriptor{Digest: d, Size: size, MediaType: have.MediaType}, Validator: have.Validator, Shown: true}
 	if b.MediaType == "" {
 		b.MediaType = octetStream
 	}

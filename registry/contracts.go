@@ -125,7 +125,8 @@ type Change struct {
 // doc they are to be had from Open. The Binding's Digest may be empty if there
 // is a doc, and is then what the doc hashes to. An Upstream that is a cache
 // itself says in Checked when the authority last confirmed the answer; zero is
-// now. Fresh and Rev are left to the caller.
+// now. Shown says that the authority was asked for the very digest, and has it.
+// Fresh and Rev are left to the caller.
 //
 // Errors are truthful: ErrNotFound only if the authority said so. The
 // Upstream does its own retries and keeps its own time limits within ctx's.
@@ -176,8 +177,8 @@ type Guard interface {
 type Warden interface {
 	Guard
 	// Watch calls revoked once, from another goroutine and with what Admit would
-	// now say, when c, which has been admitted, no longer would be. c must not
-	// change meanwhile. stop must be called; once it has returned revoked is not
+	// now say, when c, which has been admitted, no longer would be; at once, if it
+	// no longer is when Watch is called. c must not change meanwhile. stop must be called; once it has returned revoked is not
 	// called any more.
 	Watch(c *Call, revoked func(error)) (stop func())
 }

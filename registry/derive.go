@@ -12,7 +12,8 @@ import (
 // tarball's entry in its packument, a view of it), made by find once per
 // document and kept under ref in the document's repository. c has been
 // resolved. If the document is in no tier any more it is asked for again, and
-// c.Binding is then the new one.
+// c.Binding is then the new one. c is admitted to what was found, with the
+// document's binding.
 //
 // find is given the whole document and returns the binding; its errors are
 // passed on and nothing is kept.
@@ -21,7 +22,7 @@ func (s *Service) Derive(ctx context.Context, c *Call, ref string,
 	s.setup()
 	n := Name{Space: c.Name.Space, Repo: c.Name.Repo, Ref: ref}
 	if b, err := s.Names.Lookup(ctx, n); err == nil && b.Validator == string(c.Binding.Digest) {
-		return b, Via{}, nil
+		return b, Via{}, s.Guard.Admit(ctx, c)
 	}
 	leader := false
 	call := *c
@@ -44,7 +45,7 @@ func (s *Service) Derive(ctx context.Context, c *Call, ref string,
 		}
 		d := r.Val.(derived)
 		c.Binding = d.doc
-		return d.b, Via{Collapsed: !leader}, nil
+		return d.b, Via{Collapsed: !leader}, s.Guard.Admit(ctx, c)
 	case <-ctx.Done():
 		return Binding{}, Via{}, Wrap(ErrUnavailable, ctx.Err(), "derive "+n.String())
 	}
@@ -58,10 +59,12 @@ func (s *Service) derive(ctx context.Context, c *Call, n Name, find func(context
 		return Binding{}, Wrap(ErrUnavailable, err, "derive "+n.String())
 	}
 	defer s.heavy.Release(weight)
-	doc, err := s.Open(ctx, c, 0, -1)
+	// What is derived is not one call's: whose call it is that has it made does
+	// not matter, and if that is revoked the others go on. Each is admitted to it.
+	doc, err := s.fetchFor(ctx, c, Whole(c.Name, c.Binding))
 	if KindOf(err) == ErrNotFound {
 		if _, err = s.again(ctx, c); err == nil {
-			doc, err = s.Open(ctx, c, 0, -1)
+			doc, err = s.fetchFor(ctx, c, Whole(c.Name, c.Binding))
 		}
 	}
 	if err != nil {
@@ -84,6 +87,9 @@ func (s *Service) derive(ctx context.Context, c *Call, n Name, find func(context
 	return s.bind(ctx, n, b)
 }
 
+// viewRef begins the Ref of what is derived and kept as bytes.
+const viewRef = "view/"
+
 // View gives a derived form of the document c is bound to, made by write once
 // per document and kept like any blob. key says which view; it must say all
 // that the bytes depend on beside the document. write returns the view's media
@@ -104,7 +110,7 @@ func (s *Service) View(ctx context.Context, c *Call, key string,
 		d.MediaType = mediaType
 		return Binding{Descriptor: d}, err
 	}
-	ref := "view/" + key
+	ref := viewRef + key
 	n := Name{Space: c.Name.Space, Repo: c.Name.Repo, Ref: ref}
 	for try := 0; ; try++ {
 		b, via, err := s.Derive(ctx, c, ref, find)
@@ -113,7 +119,7 @@ func (s *Service) View(ctx context.Context, c *Call, key string,
 		}
 		blob, err := s.Blobs.Open(ctx, Whole(n, b))
 		if err == nil {
-			return b, blob, via.Over(blob.Via()), nil
+			return b, s.Hold(c, blob), via.Over(blob.Via()), nil
 		}
 		if KindOf(err) != ErrNotFound || try > 0 {
 			return Binding{}, nil, via, err

@@ -62,6 +62,10 @@ type Binding struct {
 	// Listed reports that what the document lists has been bound too, so that
 	// its repository is known to hold it.
 	Listed bool
+	// Shown reports that the repository is known to have these bytes, not only
+	// to list their digest: they came from its own upstream, or that has said
+	// that they are there.
+	Shown bool
 	// Rev is the opaque revision that [Names.Bind] compares. It is set by
 	// Names and never by anyone else.
 	Rev string

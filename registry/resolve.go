@@ -185,14 +185,15 @@ func (s *Service) answer(ctx context.Context, sp Space, p Policy, q Question) (B
 	if err == nil && doc != nil {
 		var listed bool
 		if b.Descriptor, listed, err = s.keep(ctx, sp, p, n, b, doc); err == nil {
-			b.Listed = listed
+			b.Listed, b.Shown = listed, true
 		}
 	}
 	if err != nil {
 		return Binding{}, s.failed(ctx, p, n, have, err)
 	}
-	if b.Digest == have.Digest && have.Listed {
-		b.Listed = true
+	if b.Digest == have.Digest {
+		b.Listed = b.Listed || have.Listed
+		b.Shown = b.Shown || have.Shown
 	}
 	now := time.Now()
 	if b.Checked.IsZero() || b.Checked.After(now) {
@@ -323,10 +324,11 @@ func (s *Service) list(ctx context.Context, c *Call, blob Blob) (Blob, error) {
 		c.Binding = kept
 	}
 	d.Size = int64(len(doc))
-	return NewBytesBlob(doc, d, 0, -1, via), nil
+	return s.Hold(c, NewBytesBlob(doc, d, 0, -1, via)), nil
 }
 
-// listed binds the digests that a document makes n's repository hold.
+// listed binds the digests that a document makes n's repository hold. doc has been
+// shown to be n's.
 func (s *Service) listed(ctx context.Context, sp Space, p Policy, n Name, b Binding, doc io.Reader) error {
 	if sp.Lists == nil {
 		return nil
@@ -345,14 +347,17 @@ func (s *Service) listed(ctx context.Context, sp Space, p Policy, n Name, b Bind
 		name := Name{Space: n.Space, Repo: n.Repo, Ref: h.Ref}
 		hp := sp.Policy(name)
 		hb := Binding{Descriptor: h.Descriptor, Checked: now, Fresh: now.Add(hp.Fresh)}
+		// The document itself has just been here; of all else there is its word.
+		hb.Shown = h.Digest == b.Digest
 		old, err := s.Names.Lookup(ctx, name)
 		if err == nil {
 			// The document's digest vouches for the size; a HEAD's does not.
 			sized := old.Digest == h.Digest && old.Size == h.Size
-			if old.Fresh.IsZero() || sized && old.Fresh.Sub(now) > hp.Fresh/2 {
+			if old.Fresh.IsZero() || sized && old.Fresh.Sub(now) > hp.Fresh/2 && (old.Shown || !hb.Shown) {
 				continue // known, and will be for long enough
 			}
 			hb.Listed = old.Listed
+			hb.Shown = hb.Shown || old.Shown && old.Digest == h.Digest
 		}
 		changes = append(changes, Change{name, old, hb})
 	}

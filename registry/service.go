@@ -25,6 +25,16 @@ type Service struct {
 	Spaces map[string]Space
 	// Guard admits every call twice; it must be set.
 	Guard Guard
+	// Prove reports whether n's repository must be shown to have a blob before it
+	// is given through it: because not everyone may read every repository, and a
+	// digest can be listed by whoever knows it. What came from the repository's
+	// own upstream is shown by that; what is here because of another repository
+	// costs its first pull one HEAD. All nodes of an installation must agree on
+	// it. nil: no repository must, as is right where all may read all.
+	Prove func(n Name) bool
+	// Witness is told by what is behind Blobs whose upstream gave what. nil:
+	// each first pull costs a HEAD of its own, of what Prove is true for.
+	Witness *Witness
 	// Kept is told of each document that came with an upstream's answer, once
 	// it is stored. It must not wait. nil: nobody is told.
 	Kept  func(n Name, d Descriptor)
@@ -37,6 +47,7 @@ type Service struct {
 	once     sync.Once
 	resolves singleflight.Group // by Name.String, and so one question at a time per name
 	derives  singleflight.Group
+	proofs   singleflight.Group  // whether a repository has a digest
 	heavy    *semaphore.Weighted // by DeriveBytes
 	spare    *semaphore.Weighted // background revalidations
 	asking   *semaphore.Weighted // questions, whoever waits for them
@@ -158,7 +169,9 @@ func (s *Service) space(n Name) (Space, Policy, error) {
 
 // Open admits c, whose Binding [Service.Resolve] has set, once more, and
 // opens length bytes of what it is bound to from offset on (a negative length:
-// to the end; 0: for the descriptor alone). The caller closes the Blob.
+// to the end; 0: for the descriptor alone). The caller closes the Blob. If the
+// Guard is a Warden the Blob fails, with the kind that it says, as soon as c is
+// revoked, also while a [Cutter] is being written to that takes nothing.
 func (s *Service) Open(ctx context.Context, c *Call, offset, length int64) (Blob, error) {
 	s.setup()
 	if c.Binding.Zero() {
@@ -169,7 +182,15 @@ func (s *Service) Open(ctx context.Context, c *Call, offset, length int64) (Blob
 	}
 	w := Whole(c.Name, c.Binding)
 	w.Offset, w.Length = offset, length
-	b, err := s.Blobs.Open(ctx, w)
+	ctx, r := s.watch(ctx, c)
+	b, err := s.fetchFor(ctx, c, w)
+	return r.over(b, err)
+}
+
+// fetchFor opens w, all of which but the run is c's binding, for c, which has been
+// admitted.
+func (s *Service) fetchFor(ctx context.Context, c *Call, w Want) (Blob, error) {
+	b, err := s.give(ctx, c, w)
 	if KindOf(err) == ErrCorrupt && !c.Binding.Fresh.IsZero() {
 		// Either the upstream sends wrong bytes or what it said of them before,
 		// their size for one, was wrong: the next call asks again.

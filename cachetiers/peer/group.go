@@ -43,6 +43,9 @@ type Options struct {
 	Self string
 	// Dial connects to nodes.
 	Dial Dial
+	// Witness is told of what a node gave. Nodes give through a repository only
+	// what that is known to have, if they are configured so. nil: nobody is told.
+	Witness *registry.Witness
 	// Beyond answers when no node does; nil: nothing does.
 	Beyond registry.Upstream
 	Meter  registry.Meter // nil: nothing is counted
@@ -166,6 +169,9 @@ func (g *Group) Open(ctx context.Context, w registry.Want) (registry.Blob, error
 			b, err := n.client.open(ctx, w, limit, signs)
 			if err == nil {
 				g.gave(w.Digest, n)
+				if g.o.Witness != nil {
+					g.o.Witness.Saw(w.From, w.Digest)
+				}
 			}
 			return b, err
 		},

@@ -138,12 +138,8 @@ func (h *handler) blob(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	c := h.call(r, want.From, registry.Binding{Descriptor: want.Descriptor, Location: want.Location})
-	if err := h.c.Service.Guard.Admit(r.Context(), &c); err != nil {
-		refuse(w, err)
-		return
-	}
 	var b registry.Blob
-	working(w, func() { b, err = h.c.Service.Blobs.Open(r.Context(), want) })
+	working(w, func() { b, err = h.c.Service.Supply(r.Context(), &c, want) })
 	if err != nil {
 		refuse(w, err)
 		return

@@ -188,6 +188,9 @@ func bindingText(b registry.Binding, same bool, now time.Time) string {
 	if b.Location != "" {
 		v.Set("location", b.Location)
 	}
+	if b.Shown {
+		v.Set("shown", "1")
+	}
 	if same {
 		v.Set("same", "1")
 	}
@@ -207,7 +210,7 @@ func parseBinding(text string, now time.Time) (b registry.Binding, same bool, er
 			return b, false, err
 		}
 	}
-	b.Validator, b.Location = v.Get("validator"), v.Get("location")
+	b.Validator, b.Location, b.Shown = v.Get("validator"), v.Get("location"), v.Get("shown") == "1"
 	return b, v.Get("same") == "1", nil
 }
 

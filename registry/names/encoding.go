@@ -17,7 +17,7 @@ import (
 //	byte     version
 //	4 bytes  CRC-32C of all that follows, big-endian
 //	uvarint  revision
-//	byte     flags: 1 listed, 2 Checked is set, 4 Fresh is set
+//	byte     flags: 1 listed, 2 Checked is set, 4 Fresh is set, 8 shown
 //	varint   size
 //	varint, uvarint  Checked: seconds since 1970 and nanoseconds, if set
 //	varint, uvarint  Fresh, likewise
@@ -27,12 +27,16 @@ import (
 // The texts come last so that a reader makes one string of them all. The
 // checksum is what notices a damaged page: a bit flipped in a digest would
 // otherwise be another digest.
+//
+// Flags are added without a new version: what wrote a value before there was a
+// flag did not set it, and what reads one that it does not know passes over it.
 const version = 1
 
 const (
 	flagListed  = 1
 	flagChecked = 2
 	flagFresh   = 4
+	flagShown   = 8
 )
 
 var errDamaged = errors.New("binding is damaged")
@@ -47,6 +51,9 @@ func encode(buf []byte, b registry.Binding, rev uint64) []byte {
 	var flags byte
 	if b.Listed {
 		flags |= flagListed
+	}
+	if b.Shown {
+		flags |= flagShown
 	}
 	if !b.Checked.IsZero() {
 		flags |= flagChecked
@@ -92,6 +99,7 @@ func decodeFields(v []byte) (b registry.Binding, rev uint64, err error) {
 	rev = d.uvarint()
 	flags := d.byte()
 	b.Listed = flags&flagListed != 0
+	b.Shown = flags&flagShown != 0
 	b.Size = d.varint()
 	if flags&flagChecked != 0 {
 		b.Checked = d.time()

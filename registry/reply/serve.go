@@ -8,6 +8,7 @@ import (
 	"net/textproto"
 	"os"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/weir-registry/weir/registry"
@@ -209,22 +210,36 @@ func (s *serving) parts(spans []span, size int64) error {
 	for i, sp := range spans {
 		if i > 0 {
 			if err := s.open(sp.offset, sp.length); err != nil {
+				failed(s.w, err)
 				panic(http.ErrAbortHandler)
 			}
 		}
-		part, err := mw.CreatePart(textproto.MIMEHeader{
-			"Content-Type":  {mediaType},
-			"Content-Range": {sp.contentRange(size)},
-		})
-		if err != nil {
-			panic(http.ErrAbortHandler)
-		}
-		s.body(part, s.blob)
+		s.body(&part{begin: func() (io.Writer, error) {
+			return mw.CreatePart(textproto.MIMEHeader{"Content-Type": {mediaType}, "Content-Range": {sp.contentRange(size)}})
+		}}, s.blob)
 	}
 	if err := mw.Close(); err != nil {
 		panic(http.ErrAbortHandler)
 	}
 	return nil
+}
+
+// part is one part of a multipart body, whose header is written with its first
+// bytes: what writes to the client is to be in a Blob's WriteTo, so that it can be
+// cut.
+type part struct {
+	begin func() (io.Writer, error)
+	w     io.Writer // nil: not begun
+}
+
+// Write implements io.Writer.
+func (p *part) Write(b []byte) (n int, err error) {
+	if p.w == nil {
+		if p.w, err = p.begin(); err != nil {
+			return 0, err
+		}
+	}
+	return p.w.Write(b)
 }
 
 // body copies all of blob to w, or ends the connection.
@@ -244,26 +259,60 @@ func (s *serving) body(w io.Writer, blob registry.Blob) {
 
 // pacer moves the connection's write deadline, which the server has set when it
 // read the request, with what is written, and hands files to the kernel in
-// slices so that it can. A short answer never gets that far.
+// slices so that it can. A short answer never gets that far. Once it has been cut
+// the deadline is past and stays so, which ends a write that is blocked in the
+// kernel too.
 type pacer struct {
-	w    io.Writer
-	rc   *http.ResponseController
-	last time.Time
+	w  io.Writer
+	rc *http.ResponseController
+
+	mu   sync.Mutex
+	last time.Time // guarded by mu
+	why  error     // guarded by mu; it has been cut
 }
 
-func (p *pacer) extend() {
+var _ registry.Cutter = (*pacer)(nil)
+
+// Cut implements registry.Cutter.
+func (p *pacer) Cut(why error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.why = why
+	_ = p.rc.SetWriteDeadline(time.Unix(1, 0))
+}
+
+// extend gives the client time, unless it has been cut.
+func (p *pacer) extend() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.why != nil {
+		return p.why
+	}
 	if now := time.Now(); now.Sub(p.last) > WriteTimeout/8 {
 		p.last = now
 		// A connection without deadlines (a test's recorder) has no slow end.
 		_ = p.rc.SetWriteDeadline(now.Add(WriteTimeout))
 	}
+	return nil
+}
+
+// failed is why a write failed with err.
+func (p *pacer) failed(err error) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err != nil && p.why != nil {
+		return p.why
+	}
+	return gone(err)
 }
 
 // Write implements io.Writer.
 func (p *pacer) Write(b []byte) (int, error) {
-	p.extend()
+	if err := p.extend(); err != nil {
+		return 0, err
+	}
 	n, err := p.w.Write(b)
-	return n, gone(err)
+	return n, p.failed(err)
 }
 
 // ReadFrom lets net/http use sendfile when src is a file or a part of one.
@@ -271,17 +320,18 @@ func (p *pacer) ReadFrom(src io.Reader) (n int64, err error) {
 	rf, ok := p.w.(io.ReaderFrom)
 	lr, limited := src.(*io.LimitedReader)
 	if !ok || !limited {
-		p.extend()
 		return io.Copy(writerOnly{p}, src)
 	}
 	for lr.N > 0 {
-		p.extend()
+		if err := p.extend(); err != nil {
+			return n, err
+		}
 		slice := &io.LimitedReader{R: lr.R, N: min(lr.N, sliceBytes)}
 		m, err := rf.ReadFrom(slice)
 		n += m
 		lr.N -= m
 		if err != nil {
-			return n, gone(err)
+			return n, p.failed(err)
 		}
 		if m == 0 {
 			return n, nil // the file ended early; the blob knows what that means
