@@ -1,0 +1,128 @@
+package account
+
+import (
+	"bytes"
+	"context"
+	"crypto/subtle"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/weir-registry/weir/registry"
+)
+
+// AdminFile is the name of the file with the administrator's token.
+const AdminFile = "admin-token"
+
+const (
+	adminName  = "admin"
+	adminRight = "admin *"
+	adminNote  = "made at the start of a node, for its data directory"
+)
+
+// EnsureAdmin sees that whoever can read dir can administer: that there is a
+// robot "admin" which is granted "admin *", and one of its tokens, or another
+// that works, in dir/admin-token. The file is made readable by its owner alone,
+// whole or not at all, and is left alone as long as the token in it works. A
+// robot that has been disabled stays so, and there is no file then: that is how
+// to do without. ErrConflict if a user has the robot's name.
+func (a *Authority) EnsureAdmin(ctx context.Context, dir string) error {
+	file := filepath.Join(dir, AdminFile)
+	works, err := a.adminFileWorks(ctx, file)
+	if works || err != nil {
+		return err
+	}
+	acc, err := a.ShowAccount(ctx, "", adminName)
+	if errors.Is(err, registry.ErrNotFound) {
+		if acc, _, err = a.AddRobot(ctx, Actor{}, adminName); errors.Is(err, registry.ErrConflict) {
+			acc, err = a.ShowAccount(ctx, "", adminName) // another node was first
+		}
+	}
+	switch {
+	case err != nil:
+		return err
+	case acc.Kind != registry.Robot:
+		return registry.Errorf(registry.ErrConflict, "no %s can be made: %q is a user here, and not the robot that a new database begins with", AdminFile, adminName)
+	case acc.Disabled:
+		a.o.Log.Warn("there is no working admin token: the robot is disabled", "robot", adminName, "file", file)
+		return nil
+	}
+	if _, _, err := a.Grant(ctx, Actor{}, GrantSpec{To: registry.Robot + ":" + adminName, Right: adminRight}); err != nil {
+		return err
+	}
+	t, err := a.CreateTokenFor(ctx, Actor{}, adminName, registry.TokenSpec{Note: adminNote})
+	if err != nil {
+		return err
+	}
+	if err := writeWhole(file, t.Secret+"\n"); err != nil {
+		_, _, rerr := a.Revoke(ctx, Actor{}, t.ID)
+		return errors.Join(registry.Wrap(registry.ErrNoRoom, err, "write "+file), rerr)
+	}
+	a.o.Log.Info("made an admin token", "file", file, "token", t.ID)
+	return nil
+}
+
+// adminFileWorks reports whether the token in the file is one of the database,
+// of an account that may do something. It asks the database: this node's own
+// copy may not be whole yet.
+func (a *Authority) adminFileWorks(ctx context.Context, file string) (bool, error) {
+	f, err := os.Open(file)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, registry.Wrap(registry.ErrUnavailable, err, "read the admin token")
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, 1<<10))
+	if err != nil {
+		return false, registry.Wrap(registry.ErrUnavailable, err, "read the admin token")
+	}
+	secret := string(bytes.TrimSpace(text))
+	if !registry.CheckTokenText(secret) {
+		return false, nil
+	}
+	hash := registry.HashToken(secret)
+	all, err := list[registry.Token](ctx, a.store, tokenPrefix)
+	if err != nil {
+		return false, err
+	}
+	for _, t := range all {
+		if subtle.ConstantTimeCompare(t.Hash, hash[:]) != 1 {
+			continue
+		}
+		acc, err := a.ShowAccount(ctx, "", t.Owner)
+		if errors.Is(err, registry.ErrNotFound) {
+			return false, nil
+		}
+		return err == nil && acc.UID == t.UID && !acc.Disabled && (t.Expires.IsZero() || a.o.Now().Before(t.Expires)), err
+	}
+	return false, nil
+}
+
+// writeWhole replaces a file, readable by its owner only, so that it is never
+// seen half written and is there after a power cut.
+func writeWhole(file, text string) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(file), ".admin-token-") // mode 0600
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			os.Remove(f.Name())
+		}
+	}()
+	_, err = f.WriteString(text)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err = os.Rename(f.Name(), file); err != nil {
+		return err
+	}
+	d, err := os.Open(filepath.Dir(file))
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
