@@ -81,6 +81,7 @@ type Authority struct {
 	database string
 	hasher   *hasher
 	guesses  *guesses
+	jwts     *guesses // for JWTs, by address alone
 	begins   *begins
 	used     uses
 

@@ -134,17 +134,21 @@ func (a *Authority) removeBelongings(ctx context.Context, acc registry.Account) 
 
 // removeAll removes all that is under some prefixes.
 func (a *Authority) removeAll(ctx context.Context, prefixes ...string) error {
+	var keys []string // first, so that nothing is changed while it is listed
 	for _, prefix := range prefixes {
 		for rec, err := range a.store.List(ctx, prefix, "") {
 			if err != nil {
 				return registry.Wrap(registry.ErrUnavailable, err, "list "+prefix)
 			}
-			if _, err := a.store.remove(ctx, rec.Key); err != nil {
-				return err
-			}
-			if id, ok := strings.CutPrefix(rec.Key, tokenPrefix); ok {
-				a.forget(ctx, id)
-			}
+			keys = append(keys, rec.Key)
+		}
+	}
+	for _, key := range keys {
+		if _, err := a.store.remove(ctx, key); err != nil {
+			return err
+		}
+		if id, ok := strings.CutPrefix(key, tokenPrefix); ok {
+			a.forget(ctx, id)
 		}
 	}
 	return nil
