@@ -3,14 +3,11 @@ package npm
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"net"
 	"net/http"
-	"net/netip"
-	"strings"
 	"sync"
 	"time"
 
-	"github.com/weir-registry/weir/registry"
+	"github.com/weir-registry/weir/registry/reply"
 )
 
 const (
@@ -64,47 +61,11 @@ func (b *bases) dropIdleLocked(now time.Time) bool {
 // base is the registry's address as the client of r calls it, without a
 // trailing slash.
 func (h *handler) base(r *http.Request) (string, error) {
-	if h.o.PublicURL != "" {
-		return strings.TrimRight(h.o.PublicURL, "/") + h.o.Prefix, nil
+	base, err := reply.Base(r, h.o.PublicURL)
+	if err != nil {
+		return "", err
 	}
-	host := strings.ToLower(r.Host)
-	if !validHost(host) {
-		return "", registry.Errorf(registry.ErrInvalid, "the Host header is not a host")
-	}
-	scheme := "http://"
-	if r.TLS != nil {
-		scheme = "https://"
-	}
-	return scheme + host + h.o.Prefix, nil
-}
-
-// validHost reports whether s is a host name or an address, with or without a
-// port, and nothing that could break out of an address (RFC 3986 section 3.2).
-func validHost(s string) bool {
-	if s == "" || len(s) > 255 {
-		return false
-	}
-	host := s
-	if h, port, err := net.SplitHostPort(s); err == nil {
-		if port == "" || len(port) > 5 || strings.Trim(port, "0123456789") != "" {
-			return false
-		}
-		host = h
-		if strings.Contains(host, ":") != strings.HasPrefix(s, "[") {
-			return false
-		}
-	} else if inner, ok := strings.CutPrefix(s, "["); ok {
-		if host, ok = strings.CutSuffix(inner, "]"); !ok || !strings.Contains(host, ":") {
-			return false
-		}
-	} else if strings.Contains(s, ":") {
-		return false
-	}
-	if strings.Contains(host, ":") {
-		a, err := netip.ParseAddr(host)
-		return err == nil && a.Zone() == ""
-	}
-	return host != "" && strings.Trim(host, "abcdefghijklmnopqrstuvwxyz0123456789.-_") == ""
+	return base + h.o.Prefix, nil
 }
 
 // shortHash names a base in a view's key.

@@ -177,21 +177,6 @@ func FuzzIntegrity(f *testing.F) {
 	})
 }
 
-func FuzzHost(f *testing.F) {
-	for _, s := range []string{"a", "a:1", "[::1]:80", "a b", "a/..", "[::1%25eth0]", ":80", "a:", "[a]:1"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		s = strings.ToLower(s)
-		if !validHost(s) {
-			return
-		}
-		if u, err := url.Parse("http://" + s + "/npm"); err != nil || u.Host != s || u.Path != "/npm" || u.User != nil {
-			t.Fatalf("%q makes the address %v, %v", s, u, err)
-		}
-	})
-}
-
 // FuzzFileName: whatever the document says, what is in a view can be asked for.
 func FuzzFileName(f *testing.F) {
 	f.Add("@s/a", "1.0.0", "https://r.example/x/y-1.0.0.tgz")

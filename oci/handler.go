@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"log/slog"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"strings"
 
@@ -14,6 +13,7 @@ import (
 	"github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/weir-registry/weir/registry"
+	"github.com/weir-registry/weir/registry/gate"
 	"github.com/weir-registry/weir/registry/reply"
 )
 
@@ -22,6 +22,18 @@ type Config struct {
 	Service   *registry.Service
 	Upstreams *Upstreams
 	Log       *slog.Logger // nil: slog.Default()
+	// Gate says who makes a request; nil: everyone is anonymous, and nobody is
+	// asked to log in.
+	Gate *gate.Gate
+	// Tokens makes what "docker login" keeps in place of the password; nil:
+	// clients keep the password.
+	Tokens registry.Tokens
+	// PublicURL is what clients call this node by, if that is not the Host that
+	// they send.
+	PublicURL string
+	// Open reports whether anonymous clients may pull everything there is: then
+	// GET /v2/ does not send them to log in. nil: they may not.
+	Open func() bool
 }
 
 // New is the handler of everything under /v2. It wants the request's path as
@@ -31,7 +43,7 @@ func New(c Config) http.Handler {
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
-	h := &handler{service: c.Service, upstreams: c.Upstreams, log: c.Log}
+	h := &handler{service: c.Service, upstreams: c.Upstreams, log: c.Log, gate: c.Gate, publicURL: c.PublicURL, open: c.Open}
 	rest := mux.NewRouter().SkipClean(true).UseEncodedPath()
 	for _, ping := range []string{"/v2", "/v2/"} {
 		rest.Path(ping).Methods(http.MethodGet, http.MethodHead).HandlerFunc(h.ping)
@@ -47,6 +59,9 @@ type handler struct {
 	upstreams *Upstreams
 	rest      http.Handler
 	log       *slog.Logger
+	gate      *gate.Gate
+	publicURL string
+	open      func() bool
 }
 
 // A request is one for a repository, parsed.
@@ -89,9 +104,15 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, r, statusOf(err, p.kind).code, id, registry.Public(err))
 		return
 	}
+	who, err := h.gate.Who(r)
+	if err != nil {
+		h.failWho(w, r, p.kind, req.call.Name.Repo, err)
+		return
+	}
+	req.call.Who = who
 	if err := h.serve(w, r, req); err != nil {
 		h.log.DebugContext(r.Context(), "request failed", "name", req.call.Name.String(), "err", err)
-		fail(w, r, p.kind, err)
+		h.failCall(w, r, req, err)
 	}
 }
 
@@ -99,9 +120,12 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (h *handler) prepare(w http.ResponseWriter, r *http.Request, req *request) error {
 	ns := ""
 	if r.URL.RawQuery != "" {
-		q, err := url.ParseQuery(r.URL.RawQuery)
-		if err != nil || len(q["ns"]) > 1 {
-			return registry.Errorf(registry.ErrInvalid, "the query is malformed")
+		q, err := parseQuery(r.URL.RawQuery)
+		if err != nil {
+			return err
+		}
+		if len(q["ns"]) > 1 {
+			return registry.Errorf(registry.ErrInvalid, "the query has ns more than once")
 		}
 		req.query, ns = q, q.Get("ns")
 	}
@@ -112,11 +136,17 @@ func (h *handler) prepare(w http.ResponseWriter, r *http.Request, req *request) 
 	if ns != "" {
 		w.Header().Set("OCI-Namespace", ns) // one of the configured names, or of Docker Hub's
 	}
-	req.call = registry.Call{Action: registry.Pull, Name: registry.Name{Space: Space, Repo: repo}, Agent: r.UserAgent()}
-	if ap, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
-		req.call.Addr = ap.Addr()
-	}
+	req.call = registry.Call{Action: registry.Pull, Name: registry.Name{Space: Space, Repo: repo}, Agent: r.UserAgent(), Addr: gate.Addr(r)}
 	return nil
+}
+
+// parseQuery parses a query, of which nothing is passed over.
+func parseQuery(raw string) (url.Values, error) {
+	q, err := url.ParseQuery(raw)
+	if err != nil {
+		return nil, registry.Errorf(registry.ErrInvalid, "the query is malformed")
+	}
+	return q, nil
 }
 
 // serve answers, or fails before anything is written.
@@ -300,12 +330,6 @@ func noReferrersOf(w http.ResponseWriter, r *http.Request, wanted string) error 
 	}
 	writeJSON(w, r, http.StatusOK, v1.MediaTypeImageIndex, newIndex(nil))
 	return nil
-}
-
-// ping answers GET /v2/: this is a registry, and it asks for no login.
-func (h *handler) ping(w http.ResponseWriter, r *http.Request) {
-	reply.Record(w, registry.Via{})
-	writeJSON(w, r, http.StatusOK, "application/json", struct{}{})
 }
 
 func (h *handler) nowhere(w http.ResponseWriter, r *http.Request) {

@@ -1,0 +1,124 @@
+package oci
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strings"
+
+	"github.com/weir-registry/weir/registry"
+	"github.com/weir-registry/weir/registry/reply"
+)
+
+// TokenPath is where [TokenHandler] has to be, on the same host as /v2/:
+// challenges send clients there.
+const TokenPath = "/token"
+
+// The errors of a Bearer challenge (RFC 6750 section 3.1).
+const (
+	noError           = ""
+	invalidToken      = "invalid_token"
+	insufficientScope = "insufficient_scope"
+)
+
+// challenge asks the client to log in: WWW-Authenticate of a 401. repo is what
+// the scope is to name, as a registry.Name does: with the upstream in front,
+// since of a request with ?ns= the client repeats nothing to the token server;
+// "" is none.
+func (h *handler) challenge(w http.ResponseWriter, r *http.Request, repo, code string) {
+	base, err := reply.Base(r, h.publicURL)
+	if err != nil {
+		return // whoever sends such a Host gets the bare 401
+	}
+	var b strings.Builder
+	b.WriteString(`Bearer realm="` + base + TokenPath + `",service="` + service(base) + `"`)
+	if repo != "" {
+		b.WriteString(`,scope="repository:` + repo + `:pull"`)
+	}
+	if code != noError {
+		b.WriteString(`,error="` + code + `"`)
+	}
+	w.Header().Set("WWW-Authenticate", b.String())
+}
+
+// service is what this registry is called in a challenge: its host. Nothing
+// depends on it; clients keep their tokens by it.
+func service(base string) string {
+	_, host, _ := strings.Cut(base, "://")
+	host, _, _ = strings.Cut(host, "/")
+	return host
+}
+
+// refusal is what a failure to serve c is to the client: the error that counts,
+// and whether logging in (again) would help, with the challenge's error code.
+//
+// An upstream's 401 is not asked about here: the client's credentials are none
+// of its business, nor its own the client's. That it is one shows in the guard
+// having nothing against the call.
+func (h *handler) refusal(ctx context.Context, c *registry.Call, err error) (counts error, code string, login bool) {
+	if h.gate == nil {
+		return err, noError, false
+	}
+	switch kind := registry.KindOf(err); {
+	case kind == registry.ErrUnauthenticated:
+		if h.service.Guard.Admit(ctx, c) == nil {
+			return err, noError, false
+		}
+		switch {
+		case !c.Who.Anonymous():
+			return err, invalidToken, true
+		case c.Who.Only != nil:
+			return err, insufficientScope, true
+		}
+		return err, noError, true
+	case kind == registry.ErrDenied && errors.Is(err, registry.ErrScope) && c.Who.Only != nil:
+		// A short-lived token was issued for less. With one for more this would
+		// do, unless what it was issued for does not reach either.
+		wide := *c
+		wide.Who.Only = nil
+		switch err := h.service.Guard.Admit(ctx, &wide); {
+		case err == nil:
+			return &registry.Error{Kind: registry.ErrUnauthenticated, Public: "the token was issued for something else", Err: err}, insufficientScope, true
+		case registry.KindOf(err) == registry.ErrUnauthenticated:
+			return err, insufficientScope, true
+		default:
+			return err, noError, false
+		}
+	}
+	return err, noError, false
+}
+
+// failCall answers with why a call failed.
+func (h *handler) failCall(w http.ResponseWriter, r *http.Request, req *request, err error) {
+	err, code, login := h.refusal(r.Context(), &req.call, err)
+	if login {
+		h.challenge(w, r, req.call.Name.Repo, code)
+	}
+	fail(w, r, req.kind, err)
+}
+
+// failWho answers a request whose credentials are of no use.
+func (h *handler) failWho(w http.ResponseWriter, r *http.Request, k kind, repo string, err error) {
+	if registry.KindOf(err) == registry.ErrUnauthenticated {
+		h.challenge(w, r, repo, invalidToken)
+	}
+	fail(w, r, k, err)
+}
+
+// ping answers GET /v2/: this is a registry. Clients learn here whether they
+// have to log in, and "docker login" whether it has: so an anonymous client is
+// sent to do that unless there is nothing it could gain.
+func (h *handler) ping(w http.ResponseWriter, r *http.Request) {
+	who, err := h.gate.Who(r)
+	switch {
+	case err != nil:
+		h.failWho(w, r, other, "", err)
+		return
+	case h.gate != nil && who.Anonymous() && (h.open == nil || !h.open()):
+		h.challenge(w, r, "", noError)
+		fail(w, r, other, registry.Errorf(registry.ErrUnauthenticated, "log in"))
+		return
+	}
+	reply.Record(w, registry.Via{})
+	writeJSON(w, r, http.StatusOK, "application/json", struct{}{})
+}
