@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync/atomic"
 	"time"
 
 	"github.com/weir-registry/weir/registry"
@@ -87,9 +88,10 @@ type follower struct {
 	c      *Client
 	n      *behind
 	l      *line
-	change time.Time // when the copy last got a version, or began to follow
-	fresh  bool      // a snapshot is asked for, whatever the copy has
-	again  bool      // a snapshot that was asked for so has come
+	change time.Time   // when the copy last got a version, or began to follow
+	fresh  bool        // a snapshot is asked for, whatever the copy has
+	again  bool        // a snapshot that was asked for so has come
+	busy   atomic.Bool // a snapshot is under way
 }
 
 // followOne follows a node until it fails. better is not nil if that was because
@@ -104,7 +106,7 @@ func (c *Client) followOne(ctx context.Context, n *behind) (better *behind, err 
 		if f.l, err = c.open(ctx, n, where{state: c.o.Copy.State(), fresh: f.fresh}); err == nil {
 			if !scouting && len(c.nodes) > 1 {
 				scouting = true
-				go c.scout(ctx, n, func(other *behind) { found <- other; cancel(errSwitch) })
+				go f.scout(ctx, func(other *behind) { found <- other; cancel(errSwitch) })
 			}
 			err = f.run()
 			f.l.close()
@@ -165,6 +167,8 @@ func (f *follower) snapshot(kind byte, first []byte) error {
 		return registry.Errorf(registry.ErrCorrupt, "a snapshot of nothing")
 	}
 	p := &pieceReader{f: &f.l.frames, left: first, total: int64(len(first))}
+	f.busy.Store(true)
+	defer f.busy.Store(false)
 	begun := time.Now()
 	timer := time.AfterFunc(snapshotTime, func() { f.l.cancel(errSilent) })
 	defer timer.Stop()
@@ -259,10 +263,12 @@ func (f *follower) behind(payload []byte) error {
 	return nil
 }
 
-// scout looks for a node that is better than n: one that comes before it, or one
-// whose confirmation is younger if n's is old. It calls found once at most, and
-// ends with ctx.
-func (c *Client) scout(ctx context.Context, n *behind, found func(*behind)) {
+// scout looks for a node that is better than the one that is followed: one that
+// comes before it, or one whose confirmation is younger if that one's is old. A
+// snapshot that is under way is not given up for that. It calls found once at
+// most, and ends with ctx.
+func (f *follower) scout(ctx context.Context, found func(*behind)) {
+	c, n := f.c, f.n
 	tick := time.NewTicker(min(c.o.Prefer, lagging/4))
 	defer tick.Stop()
 	preferred, looked, wait := time.Now(), time.Time{}, fresher
@@ -271,6 +277,9 @@ func (c *Client) scout(ctx context.Context, n *behind, found func(*behind)) {
 		case <-tick.C:
 		case <-ctx.Done():
 			return
+		}
+		if f.busy.Load() {
+			continue
 		}
 		old := c.lag()
 		var candidates []*behind
@@ -283,7 +292,7 @@ func (c *Client) scout(ctx context.Context, n *behind, found func(*behind)) {
 			candidates = c.nodes[:n.index]
 		}
 		for _, other := range candidates {
-			if other != n && c.better(ctx, other, old) {
+			if other != n && c.better(ctx, other, old) && !f.busy.Load() {
 				found(other)
 				return
 			}

@@ -1,6 +1,7 @@
 package relay_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -350,7 +351,8 @@ type setup struct {
 	prefer   time.Duration
 	now      func() time.Time
 	config   func(*relay.Config)
-	stopped  bool // the client is not run
+	stopped  bool     // the client is not run
+	rep      *replica // what it has; nil: nothing yet
 }
 
 func start(t testing.TB, p *pki, name string, s setup) *node {
@@ -359,6 +361,9 @@ func start(t testing.TB, p *pki, name string, s setup) *node {
 		s.now = time.Now
 	}
 	n := &node{t: t, name: name, tls: p.config(name), rep: newReplica(s.database), board: relay.NewBoard(s.now), meter: &meter{}, log: &logs{}, over: make(chan struct{})}
+	if s.rep != nil {
+		n.rep = s.rep
+	}
 	n.rep.now = s.now
 	log := slog.New(slog.NewTextHandler(n.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	c := relay.Config{Source: n.rep, Node: func(r *http.Request) string { return r.TLS.PeerCertificates[0].Subject.CommonName }, Board: n.board, Meter: n.meter, Log: log, Now: s.now}
@@ -409,6 +414,28 @@ func (n *node) down() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.server.Close()
+}
+
+// copied is a copy that has been kept over a restart.
+func (n *node) copied() *replica {
+	n.t.Helper()
+	var text bytes.Buffer
+	if err := n.rep.WriteSnapshot(&text); err != nil {
+		n.t.Fatal(err)
+	}
+	r := newReplica("")
+	if err := r.ReadSnapshot(&text); err != nil {
+		n.t.Fatal(err)
+	}
+	r.snapshots = 0
+	return r
+}
+
+// client is for requests of a node that has no Client.
+func (p *pki) client(name string) *http.Client {
+	tr := &http.Transport{TLSClientConfig: p.config(name), DisableCompression: true}
+	p.t.Cleanup(tr.CloseIdleConnections)
+	return &http.Client{Transport: tr}
 }
 
 func (n *node) url() string { return "https://" + n.addr }
