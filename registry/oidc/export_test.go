@@ -1,0 +1,21 @@
+package oidc
+
+import "time"
+
+// SetPause sets the time between two questions to each issuer.
+func (e *Exchange) SetPause(d time.Duration) {
+	for _, list := range e.issuers {
+		for _, one := range list {
+			one.keys.pause = d
+		}
+	}
+}
+
+// Glob and Find are glob and find.
+func Glob(pattern, s string) bool { return glob(pattern, s) }
+
+func Find(c map[string]any, path string) []any {
+	var found []any
+	find(c, path, &found)
+	return found
+}
