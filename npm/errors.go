@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/weir-registry/weir/registry"
@@ -16,6 +17,7 @@ var statuses = map[error]int{
 	registry.ErrInvalid:         http.StatusBadRequest,
 	registry.ErrNotFound:        http.StatusNotFound,
 	registry.ErrConflict:        http.StatusConflict,
+	registry.ErrGone:            http.StatusGone,
 	registry.ErrCorrupt:         http.StatusBadGateway,
 	registry.ErrUnauthenticated: http.StatusUnauthorized,
 	registry.ErrDenied:          http.StatusForbidden,
@@ -43,6 +45,36 @@ func (e *tooLong) Error() string {
 	return fmt.Sprintf("the request's body is over the limit of %d bytes", e.limit)
 }
 func (e *tooLong) Unwrap() error { return registry.ErrInvalid }
+
+// badLogin is ErrUnauthenticated for a name or a password in a request's body.
+// It is answered without a challenge, which would be about the Authorization
+// header: npm keeps the text of an answer with one to itself, and tells people
+// to recover their password at the registry that is built into it.
+type badLogin struct{ err error }
+
+func (e *badLogin) Error() string { return e.err.Error() }
+func (e *badLogin) Unwrap() error { return e.err }
+
+// challenge is what goes with a 401. Of several challenges npm looks at the
+// first alone: for Bearer it says that the token seems to be invalid and that
+// "npm login" helps, which is the case, and for Basic that the password is
+// wrong. It shows the answer's text in neither case; so that is put into
+// npm-notice too, which it shows always.
+func challenge(h http.Header, text string) {
+	h["Www-Authenticate"] = []string{`Bearer realm="weir"`, `Basic realm="weir", charset="UTF-8"`}
+	h.Set("Npm-Notice", headerText(text))
+}
+
+// headerText makes a text fit for a header.
+func headerText(s string) string {
+	s = strings.Map(func(c rune) rune {
+		if c < ' ' || c > '~' {
+			return ' '
+		}
+		return c
+	}, s)
+	return s[:min(len(s), 256)]
+}
 
 // notAllowed is a method that a path does not have.
 type notAllowed struct{ method, allow string }
@@ -79,8 +111,10 @@ func fail(w http.ResponseWriter, err error) {
 		h.Set("Allow", method.allow)
 	case status == http.StatusNotFound:
 		text = "Not found"
+	case errors.As(err, new(*badLogin)):
+		status = http.StatusUnauthorized
 	case status == http.StatusUnauthorized:
-		h.Set("WWW-Authenticate", `Basic realm="weir"`)
+		challenge(h, text)
 	}
 	if body == nil {
 		body = append(quoted([]byte(`{"error":`), text), '}')

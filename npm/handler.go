@@ -3,7 +3,8 @@ package npm
 import (
 	"log/slog"
 	"net/http"
-	"net/netip"
+	"net/url"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -22,7 +23,25 @@ type Config struct {
 	// Prefix is the path this registry is under, as it is in requests, with a
 	// leading slash and none at the end; "" for none.
 	Prefix string
-	Log    *slog.Logger // nil: slog.Default()
+	// Gate says who makes a request; nil: everybody is anonymous.
+	Gate Gate
+	// Logins, Tokens and Identities are set together, with Gate, or not at all:
+	// then there are no accounts, and no way to log in.
+	Logins     registry.Logins
+	Tokens     registry.Tokens
+	Identities registry.Identities
+	// Open reports whether anonymous clients may pull everything, so that
+	// their search results and audits need not be looked through; nil: they
+	// may not. It answers from memory.
+	Open func() bool
+	Log  *slog.Logger // nil: slog.Default()
+}
+
+// A Gate tells from a request's credentials who makes it. Errors:
+// ErrUnauthenticated for credentials that are not good, ErrLimited when there
+// were too many such, ErrUnavailable when they cannot be checked.
+type Gate interface {
+	Who(r *http.Request) (registry.Principal, error)
 }
 
 // New is the npm registry protocol towards clients. It is given requests with
@@ -32,11 +51,17 @@ func New(c Config) http.Handler {
 		c.Log = slog.Default()
 	}
 	c.Prefix = strings.TrimRight(c.Prefix, "/")
-	return &handler{o: c, unkept: make(chan struct{}, maxUnkept), passing: make(chan struct{}, c.Upstreams.passing())}
+	origins := http.NewCrossOriginProtection()
+	if u, err := url.Parse(c.PublicURL); err == nil && u.Host != "" {
+		// Only an address without host or scheme is refused.
+		_ = origins.AddTrustedOrigin(u.Scheme + "://" + u.Host)
+	}
+	return &handler{o: c, origins: origins, unkept: make(chan struct{}, maxUnkept), passing: make(chan struct{}, c.Upstreams.passing())}
 }
 
 type handler struct {
 	o        Config
+	origins  *http.CrossOriginProtection // of the login page's form
 	bases    bases
 	rechecks rechecks
 	passing  chan struct{} // a place for each exchange that is passed on
@@ -52,22 +77,40 @@ const (
 	posts = "POST"
 )
 
-// table is what each route allows and who answers it.
-var table = map[route]struct {
+// An endpoint is what a route allows and who answers it.
+type endpoint struct {
 	allow  string
 	answer action
-}{
-	routeRoot:         {reads, (*handler).ping},
-	routePing:         {reads, (*handler).ping},
-	routePackument:    {reads, (*handler).packument},
-	routeVersion:      {reads, (*handler).version},
-	routeDistTags:     {reads, (*handler).distTags},
-	routeTarball:      {reads, (*handler).tarball},
-	routeSearch:       {reads, (*handler).search},
-	routeAudit:        {posts, (*handler).passOn},
-	routeKeys:         {reads, (*handler).keys},
-	routeAttestations: {reads, (*handler).attestations},
-	routeWhoami:       {reads, (*handler).whoami},
+	// accounts says that there is no such route without accounts.
+	accounts bool
+	// unasked says that the gate is not asked who it is: a client that logs in
+	// sends its old token along, which may have expired.
+	unasked bool
+}
+
+// table has the endpoint of each route.
+var table = map[route]endpoint{
+	routeRoot:         {allow: reads, answer: (*handler).ping},
+	routePing:         {allow: reads, answer: (*handler).ping},
+	routePackument:    {allow: reads, answer: (*handler).packument},
+	routeVersion:      {allow: reads, answer: (*handler).version},
+	routeDistTags:     {allow: reads, answer: (*handler).distTags},
+	routeTarball:      {allow: reads, answer: (*handler).tarball},
+	routeSearch:       {allow: reads, answer: (*handler).search},
+	routeAudit:        {allow: posts, answer: (*handler).audit},
+	routeKeys:         {allow: reads, answer: (*handler).keys},
+	routeAttestations: {allow: reads, answer: (*handler).attestations},
+	routeWhoami:       {allow: reads, answer: (*handler).whoami},
+
+	routeLegacyLogin: {allow: "PUT", answer: (*handler).legacyLogin, accounts: true, unasked: true},
+	routeLogin:       {allow: posts, answer: (*handler).login, accounts: true, unasked: true},
+	routeLoginPage:   {allow: "GET, HEAD, POST", answer: (*handler).loginPage, accounts: true, unasked: true},
+	routeDone:        {allow: "GET", answer: (*handler).done, accounts: true, unasked: true},
+	routeLogout:      {allow: "DELETE", answer: (*handler).logout, accounts: true, unasked: true},
+	routeTokens:      {allow: "GET, HEAD, POST", answer: (*handler).tokens, accounts: true},
+	routeToken:       {allow: "DELETE", answer: (*handler).revoke, accounts: true},
+	routeProfile:     {allow: "GET, HEAD, POST", answer: (*handler).profile, accounts: true},
+	routeExchange:    {allow: posts, answer: (*handler).exchange, accounts: true, unasked: true},
 }
 
 // ServeHTTP implements http.Handler.
@@ -82,24 +125,36 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (h *handler) serve(w http.ResponseWriter, r *http.Request) error {
 	path, ok := strings.CutPrefix(r.URL.EscapedPath(), h.o.Prefix)
+	if exchange := r.URL.EscapedPath(); !ok && strings.HasPrefix(exchange, "/"+exchangePath) {
+		// npm asks for this one from the host's root, whatever the registry's path.
+		path, ok = exchange, true
+	}
 	if !ok || path != "" && path[0] != '/' {
 		return registry.Errorf(registry.ErrNotFound, "not below %s", h.o.Prefix)
 	}
+	hideSecrets(w, h.o.Prefix, path)
 	q, err := parsePath(strings.TrimPrefix(path, "/"))
 	if err != nil {
 		return err
 	}
 	at, ok := table[q.route]
+	if at.accounts && h.o.Logins == nil {
+		ok = false
+	}
 	read := r.Method == http.MethodGet || r.Method == http.MethodHead
 	switch {
-	case !ok && read:
-		return registry.Errorf(registry.ErrNotFound, "there is no such route")
-	case !ok && q.route == routeUnknown && special(path):
+	case !ok && (read || special(path)):
 		return registry.Errorf(registry.ErrNotFound, "there is no such route")
 	case !ok:
 		return &notAllowed{r.Method, reads}
-	case at.allow == reads && !read, at.allow == posts && r.Method != http.MethodPost:
+	case !slices.Contains(strings.Split(at.allow, ", "), r.Method):
 		return &notAllowed{r.Method, at.allow}
+	}
+	if h.o.Gate != nil && !at.unasked {
+		// Once for a request: what follows goes by q.who.
+		if q.who, err = h.o.Gate.Who(r); err != nil {
+			return err
+		}
 	}
 	return at.answer(h, w, r, q)
 }
@@ -108,46 +163,32 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request) error {
 // clients take 404 as "not supported" and go on.
 func special(path string) bool { return strings.HasPrefix(path, "/-/") }
 
-// call is r as the guard sees it.
-func (h *handler) call(r *http.Request, n registry.Name) registry.Call {
-	c := registry.Call{Action: registry.Pull, Name: n, Agent: r.UserAgent()}
-	if ap, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
-		c.Addr = ap.Addr()
-	}
-	return c
-}
-
 // ping answers that this is a registry.
 func (h *handler) ping(w http.ResponseWriter, r *http.Request, _ request) error {
 	w.Header().Set("Cache-Control", "no-store")
 	return small(w, r, []byte("{}"), registry.Via{}, nobodys)
 }
 
-// whoami answers that nobody is logged in: there are no accounts.
-func (h *handler) whoami(http.ResponseWriter, *http.Request, request) error {
-	return registry.Errorf(registry.ErrUnauthenticated, "nobody is logged in: this registry has no accounts")
-}
-
 // keys answers with the upstream's signing keys, by which clients verify
 // dist.signatures.
 func (h *handler) keys(w http.ResponseWriter, r *http.Request, q request) error {
-	return h.document(w, r, registry.Name{Space: space, Repo: "-", Ref: q.ref}, time.Minute)
+	return h.document(w, r, q, registry.Name{Space: space, Repo: "-", Ref: q.ref}, time.Minute)
 }
 
 // attestations answers with a version's provenance.
 func (h *handler) attestations(w http.ResponseWriter, r *http.Request, q request) error {
-	return h.document(w, r, registry.Name{Space: space, Repo: q.pkg, Ref: attestationsPath + q.pkg + "@" + q.ref}, 5*time.Minute)
+	return h.document(w, r, q, registry.Name{Space: space, Repo: q.pkg, Ref: attestationsPath + q.pkg + "@" + q.ref}, 5*time.Minute)
 }
 
 // document answers with an upstream's document as it is.
-func (h *handler) document(w http.ResponseWriter, r *http.Request, n registry.Name, age time.Duration) error {
-	call := h.call(r, n)
+func (h *handler) document(w http.ResponseWriter, r *http.Request, q request, n registry.Name, age time.Duration) error {
+	call := h.call(r, q, n)
 	blob, via, err := h.o.Service.Document(r.Context(), &call)
 	if err != nil {
 		return err
 	}
 	reply.Record(w, whence(via))
-	cacheFor(w.Header(), via, age)
+	h.cacheFor(w, r, &call, via, age)
 	d := blob.Descriptor()
 	w.Header().Set("Content-Type", mediaJSON)
 	return reply.Serve(w, r, reply.Body{Descriptor: d, ETag: etag("d", string(d.Digest)), Blob: blob})

@@ -106,7 +106,7 @@ func newNode(t testing.TB, upstream string, change func(*npm.Registry, *npm.Conf
 	t.Helper()
 	r := npm.Registry{Name: "public", URL: upstream, Packages: []string{"*"}, Fresh: time.Hour,
 		Patience: 500 * time.Millisecond, Wait: time.Second}
-	c := npm.Config{Prefix: "/npm", Log: slog.New(slog.DiscardHandler)}
+	c := npm.Config{Prefix: "/npm", Log: slog.New(slog.DiscardHandler), Open: func() bool { return true }}
 	if change != nil {
 		change(&r, &c)
 	}

@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"io"
 	"net/http"
-	"strconv"
 	"time"
 
 	"github.com/klauspost/compress/gzip"
@@ -83,7 +82,7 @@ func (h *handler) packument(w http.ResponseWriter, r *http.Request, q request) e
 		return err
 	}
 	v := view{corgi: wantsCorgi(r.Header), gzip: wantsGzip(r.Header)}
-	call := h.call(r, registry.Name{Space: space, Repo: q.pkg})
+	call := h.call(r, q, registry.Name{Space: space, Repo: q.pkg})
 	// npm asks so before it changes a document: whole, and as it is now.
 	authority := r.URL.Query().Get("write") == "true"
 	if authority {
@@ -107,7 +106,7 @@ func (h *handler) packument(w http.ResponseWriter, r *http.Request, q request) e
 	}
 	via = whence(via.Over(made))
 	reply.Record(w, via)
-	cacheFor(w.Header(), via, min(clientAge, h.o.Upstreams.Policy(call.Name).Fresh))
+	h.cacheFor(w, r, &call, via, min(clientAge, h.o.Upstreams.Policy(call.Name).Fresh))
 	if v.gzip && !reply.Matches(r, body.ETag) {
 		w.Header().Set("Content-Encoding", "gzip")
 	}
@@ -170,16 +169,6 @@ func (h *handler) spool(ctx context.Context, call *registry.Call, v view, t targ
 func etag(tag, of string) string {
 	sum := sha256.Sum256([]byte(of))
 	return `"` + tag + "-" + hex.EncodeToString(sum[:16]) + `"`
-}
-
-// cacheFor says for how long a client may use an answer without asking; not at
-// all if it is old because nothing newer was to be had.
-func cacheFor(h http.Header, via registry.Via, age time.Duration) {
-	if via.Warning != "" {
-		h.Set("Cache-Control", "public, no-cache")
-		return
-	}
-	h.Set("Cache-Control", "public, max-age="+strconv.Itoa(int(age/time.Second)))
 }
 
 // whence says that what was asked for behind came from there.

@@ -3,6 +3,7 @@ package npm
 import (
 	"net/http"
 	"net/url"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -11,42 +12,58 @@ import (
 
 func TestParsePath(t *testing.T) {
 	for path, want := range map[string]request{
-		"":                              {route: routeRoot},
-		"-/ping":                        {route: routePing, ref: "-/ping"},
-		"-/ping/":                       {route: routePing, ref: "-/ping"},
-		"lodash":                        {routePackument, "lodash", ""},
-		"lodash/":                       {routePackument, "lodash", ""},
-		"@s/n":                          {routePackument, "@s/n", ""},
-		"@s%2fn":                        {routePackument, "@s/n", ""},
-		"@s%2Fn":                        {routePackument, "@s/n", ""},
-		"%40s%2fn":                      {routePackument, "@s/n", ""},
-		"%40s/n":                        {routePackument, "@s/n", ""},
-		"-":                             {routePackument, "-", ""},
-		"-/-/--0.0.1.tgz":               {routeTarball, "-", "--0.0.1.tgz"},
-		"@npm/-":                        {routePackument, "@npm/-", ""},
-		"@npm/-/-/--1.tgz":              {routeTarball, "@npm/-", "--1.tgz"},
-		"a/1.0.0":                       {routeVersion, "a", "1.0.0"},
-		"a/%5E1.0.0":                    {routeVersion, "a", "^1.0.0"},
-		"a/%3E=1%20%3C2":                {routeVersion, "a", ">=1 <2"},
-		"@s%2fn/latest":                 {routeVersion, "@s/n", "latest"},
-		"a/-/a-1.0.0+b.tgz":             {routeTarball, "a", "a-1.0.0+b.tgz"},
-		"a/-/a-1.0.0%2Bb.tgz":           {routeTarball, "a", "a-1.0.0+b.tgz"},
-		"@s/n/-/n-1.tgz":                {routeTarball, "@s/n", "n-1.tgz"},
-		"@s%2fn/-/n-1.tgz":              {routeTarball, "@s/n", "n-1.tgz"},
-		"@s/n/-/@s/n-1.tgz":             {routeTarball, "@s/n", "n-1.tgz"},
-		"@s/n/-/@s%2fn-1.tgz":           {routeTarball, "@s/n", "n-1.tgz"},
-		"@s/n/-/@t/n-1.tgz":             {},
-		"-/package/@s%2fn/dist-tags":    {routeDistTags, "@s/n", ""},
-		"-/package/@s/n/dist-tags":      {routeDistTags, "@s/n", ""},
-		"-/package/a/dist-tags/x":       {},
-		"-/npm/v1/keys":                 {route: routeKeys, ref: keysPath},
-		attestationsPath + "a@1.0.0":    {routeAttestations, "a", "1.0.0"},
-		attestationsPath + "@s%2fn@1.0": {routeAttestations, "@s/n", "1.0"},
-		attestationsPath + "@s/n@1.0":   {routeAttestations, "@s/n", "1.0"},
-		"a/b/c":                         {},
-		"-/all":                         {},
+		"":                                 {route: routeRoot},
+		"-/ping":                           {route: routePing, ref: "-/ping"},
+		"-/ping/":                          {route: routePing, ref: "-/ping"},
+		"lodash":                           {route: routePackument, pkg: "lodash", ref: ""},
+		"lodash/":                          {route: routePackument, pkg: "lodash", ref: ""},
+		"@s/n":                             {route: routePackument, pkg: "@s/n", ref: ""},
+		"@s%2fn":                           {route: routePackument, pkg: "@s/n", ref: ""},
+		"@s%2Fn":                           {route: routePackument, pkg: "@s/n", ref: ""},
+		"%40s%2fn":                         {route: routePackument, pkg: "@s/n", ref: ""},
+		"%40s/n":                           {route: routePackument, pkg: "@s/n", ref: ""},
+		"-":                                {route: routePackument, pkg: "-", ref: ""},
+		"-/-/--0.0.1.tgz":                  {route: routeTarball, pkg: "-", ref: "--0.0.1.tgz"},
+		"@npm/-":                           {route: routePackument, pkg: "@npm/-", ref: ""},
+		"@npm/-/-/--1.tgz":                 {route: routeTarball, pkg: "@npm/-", ref: "--1.tgz"},
+		"a/1.0.0":                          {route: routeVersion, pkg: "a", ref: "1.0.0"},
+		"a/%5E1.0.0":                       {route: routeVersion, pkg: "a", ref: "^1.0.0"},
+		"a/%3E=1%20%3C2":                   {route: routeVersion, pkg: "a", ref: ">=1 <2"},
+		"@s%2fn/latest":                    {route: routeVersion, pkg: "@s/n", ref: "latest"},
+		"a/-/a-1.0.0+b.tgz":                {route: routeTarball, pkg: "a", ref: "a-1.0.0+b.tgz"},
+		"a/-/a-1.0.0%2Bb.tgz":              {route: routeTarball, pkg: "a", ref: "a-1.0.0+b.tgz"},
+		"@s/n/-/n-1.tgz":                   {route: routeTarball, pkg: "@s/n", ref: "n-1.tgz"},
+		"@s%2fn/-/n-1.tgz":                 {route: routeTarball, pkg: "@s/n", ref: "n-1.tgz"},
+		"@s/n/-/@s/n-1.tgz":                {route: routeTarball, pkg: "@s/n", ref: "n-1.tgz"},
+		"@s/n/-/@s%2fn-1.tgz":              {route: routeTarball, pkg: "@s/n", ref: "n-1.tgz"},
+		"@s/n/-/@t/n-1.tgz":                {},
+		"-/package/@s%2fn/dist-tags":       {route: routeDistTags, pkg: "@s/n", ref: ""},
+		"-/package/@s/n/dist-tags":         {route: routeDistTags, pkg: "@s/n", ref: ""},
+		"-/package/a/dist-tags/x":          {},
+		"-/user/org.couchdb.user:al.ice":   {route: routeLegacyLogin, ref: "al.ice"},
+		"-/user/org.couchdb.user%3Aalice":  {route: routeLegacyLogin, ref: "alice"},
+		"-/user/org.couchdb.user:a/-rev/1": {},
+		"-/user/token/weir_x":              {route: routeLogout, ref: "weir_x"},
+		"-/user/%74oken/weir_x":            {route: routeLogout, ref: "weir_x"},
+		"-/user/token":                     {},
+		"-/v1/login":                       {route: routeLogin, ref: "-/v1/login"},
+		"-/v1/login/abc":                   {route: routeLoginPage, ref: "abc"},
+		"-/v1/done/abc":                    {route: routeDone, ref: "abc"},
+		"-/v1/done/abc/d":                  {},
+		"-/npm/v1/tokens":                  {route: routeTokens, ref: "-/npm/v1/tokens"},
+		"-/npm/v1/tokens/token/abc":        {route: routeToken, ref: "abc"},
+		"-/npm/v1/user":                    {route: routeProfile, ref: "-/npm/v1/user"},
+		exchangePath + "@s%2fn":            {route: routeExchange, pkg: "@s/n"},
+		exchangePath + "n":                 {route: routeExchange, pkg: "n"},
+		exchangePath + "n/m":               {},
+		"-/npm/v1/keys":                    {route: routeKeys, ref: keysPath},
+		attestationsPath + "a@1.0.0":       {route: routeAttestations, pkg: "a", ref: "1.0.0"},
+		attestationsPath + "@s%2fn@1.0":    {route: routeAttestations, pkg: "@s/n", ref: "1.0"},
+		attestationsPath + "@s/n@1.0":      {route: routeAttestations, pkg: "@s/n", ref: "1.0"},
+		"a/b/c":                            {},
+		"-/all":                            {},
 	} {
-		if got, err := parsePath(path); got != want || err != nil {
+		if got, err := parsePath(path); !reflect.DeepEqual(got, want) || err != nil {
 			t.Errorf("%q: %+v, %v; want %+v", path, got, err, want)
 		}
 	}
@@ -83,7 +100,7 @@ func FuzzParsePath(f *testing.F) {
 			if err != nil && !strings.Contains(q.ref, "@") {
 				t.Fatalf("%q: %+v does not come back: %v", s, q, err)
 			}
-			if err == nil && again != q && q.pkg != "-" {
+			if err == nil && !reflect.DeepEqual(again, q) && q.pkg != "-" {
 				t.Fatalf("%q: %+v comes back as %+v", s, q, again)
 			}
 		}

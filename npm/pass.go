@@ -4,7 +4,6 @@ import (
 	"context"
 	"io"
 	"net/http"
-	"net/url"
 	"time"
 
 	"github.com/weir-registry/weir/registry"
@@ -79,29 +78,31 @@ func (u *Upstreams) pass(ctx context.Context, method, path, query string, h http
 	return resp, u.home.client.Check(resp, method+" "+path)
 }
 
-// search answers GET /-/v1/search.
-func (h *handler) search(w http.ResponseWriter, r *http.Request, q request) error {
-	if query, err := url.ParseQuery(r.URL.RawQuery); err != nil || query.Get("text") == "" {
-		return registry.Errorf(registry.ErrInvalid, "\"text\" is required")
+// place admits a question that is passed on and waits for its place. It may
+// take until ctx ends; done gives the place back.
+func (h *handler) place(r *http.Request, q request) (ctx context.Context, done func(), err error) {
+	call := h.call(r, q, registry.Name{Space: space, Repo: "-", Ref: q.ref})
+	if err := h.o.Service.Guard.Admit(r.Context(), &call); err != nil {
+		return nil, nil, err
 	}
-	return h.passOn(w, r, q)
+	ctx, cancel := context.WithTimeout(r.Context(), passTime)
+	select {
+	case h.passing <- struct{}{}:
+		return ctx, func() { <-h.passing; cancel() }, nil
+	case <-ctx.Done():
+		cancel()
+		return nil, nil, registry.Errorf(registry.ErrUnavailable, "too many questions are being passed on")
+	}
 }
 
 // passOn answers with what the upstream says to the same question, body and
 // all, without keeping it.
 func (h *handler) passOn(w http.ResponseWriter, r *http.Request, q request) error {
-	call := h.call(r, registry.Name{Space: space, Repo: "-", Ref: q.ref})
-	if err := h.o.Service.Guard.Admit(r.Context(), &call); err != nil {
+	ctx, done, err := h.place(r, q)
+	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), passTime)
-	defer cancel()
-	select {
-	case h.passing <- struct{}{}:
-		defer func() { <-h.passing }()
-	case <-ctx.Done():
-		return registry.Errorf(registry.ErrUnavailable, "too many questions are being passed on")
-	}
+	defer done()
 	method, body, size := http.MethodGet, io.Reader(nil), int64(0)
 	if r.Method == http.MethodPost {
 		if r.ContentLength > maxAuditBody {
@@ -116,6 +117,12 @@ func (h *handler) passOn(w http.ResponseWriter, r *http.Request, q request) erro
 	if err != nil {
 		return err
 	}
+	relay(w, r, resp)
+	return nil
+}
+
+// relay answers with resp, whose body it closes.
+func relay(w http.ResponseWriter, r *http.Request, resp *http.Response) {
 	defer resp.Body.Close()
 	for _, k := range answered {
 		if v := resp.Header.Values(k); len(v) > 0 {
@@ -125,11 +132,9 @@ func (h *handler) passOn(w http.ResponseWriter, r *http.Request, q request) erro
 	w.Header().Set("Cache-Control", "no-store")
 	reply.Record(w, registry.Via{Fwd: "miss", Detail: "upstream"})
 	w.WriteHeader(resp.StatusCode)
-	if r.Method == http.MethodHead {
-		return nil
+	if r.Method != http.MethodHead {
+		stream(w, http.MaxBytesReader(nil, resp.Body, maxPassed))
 	}
-	stream(w, http.MaxBytesReader(nil, resp.Body, maxPassed))
-	return nil
 }
 
 // stream copies r to w, giving the client passTime for all of it; a failure

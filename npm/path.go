@@ -29,29 +29,56 @@ const (
 	routeKeys
 	routeAttestations
 	routeWhoami
+	routeLegacyLogin
+	routeLogin
+	routeLoginPage
+	routeDone
+	routeLogout
+	routeTokens
+	routeToken
+	routeProfile
+	routeExchange
 )
 
 // A request is a path understood: pkg and ref are decoded and well-formed.
 type request struct {
 	route route
 	pkg   string // the package's name
-	ref   string // a version or tag, a tarball's file name, or for what is passed on the path below the base
+	// ref is a version or tag, a tarball's file name, the name of an account, a
+	// token or its key, or for what is passed on the path below the base.
+	ref string
+	who registry.Principal
 }
 
 // routes are the fixed paths below the base.
 var routes = map[string]route{
-	"-/ping":                            routePing,
-	"-/v1/search":                       routeSearch,
-	"-/whoami":                          routeWhoami,
-	keysPath:                            routeKeys,
-	"-/npm/v1/security/advisories/bulk": routeAudit,
-	"-/npm/v1/security/audits":          routeAudit,
-	"-/npm/v1/security/audits/quick":    routeAudit,
+	"-/ping":                         routePing,
+	"-/v1/search":                    routeSearch,
+	"-/whoami":                       routeWhoami,
+	keysPath:                         routeKeys,
+	bulkPath:                         routeAudit,
+	"-/npm/v1/security/audits":       routeAudit,
+	"-/npm/v1/security/audits/quick": routeAudit,
+	"-/v1/login":                     routeLogin,
+	"-/npm/v1/tokens":                routeTokens,
+	"-/npm/v1/user":                  routeProfile,
+}
+
+// accounted are the beginnings of paths, below "-/", that end with one segment
+// about an account.
+var accounted = map[string]route{
+	"user/token":          routeLogout,
+	"v1/login":            routeLoginPage,
+	"v1/done":             routeDone,
+	"npm/v1/tokens/token": routeToken,
 }
 
 const (
 	keysPath         = "-/npm/v1/keys"
 	attestationsPath = "-/npm/v1/attestations/"
+	bulkPath         = "-/npm/v1/security/advisories/bulk"
+	couchUser        = "org.couchdb.user:"
+	exchangePath     = "-/npm/v1/oidc/token/exchange/package/"
 )
 
 // parsePath understands the escaped path below the base, without its leading
@@ -108,9 +135,17 @@ func parseSpecial(segs []string) (request, error) {
 		}
 		return request{}, nil
 	}
-	spec, ok := strings.CutPrefix("-/"+strings.Join(segs, "/"), attestationsPath)
+	path := "-/" + strings.Join(segs, "/")
+	if name, ok := strings.CutPrefix(path, exchangePath); ok {
+		pkg, rest, err := takeName(strings.Split(name, "/"))
+		if err != nil || len(rest) > 0 {
+			return request{}, err
+		}
+		return request{route: routeExchange, pkg: pkg}, nil
+	}
+	spec, ok := strings.CutPrefix(path, attestationsPath)
 	if !ok {
-		return request{}, nil
+		return parseAccount(segs), nil
 	}
 	at := strings.LastIndexByte(spec, '@')
 	if at <= 0 {
@@ -124,6 +159,18 @@ func parseSpecial(segs []string) (request, error) {
 		return request{}, nil
 	}
 	return withRef(routeAttestations, pkg, spec[at+1:])
+}
+
+// parseAccount understands the paths about accounts that are not fixed.
+func parseAccount(segs []string) request {
+	last := len(segs) - 1
+	if name, ok := strings.CutPrefix(segs[last], couchUser); ok && last == 1 && segs[0] == "user" {
+		return request{route: routeLegacyLogin, ref: name}
+	}
+	if r, ok := accounted[strings.Join(segs[:last], "/")]; ok {
+		return request{route: r, ref: segs[last]}
+	}
+	return request{}
 }
 
 // segments splits and decodes a path.

@@ -28,7 +28,7 @@ const (
 // comes from is in the packument as it is now: a version that was taken back
 // is gone, though its bytes be cached.
 func (h *handler) tarball(w http.ResponseWriter, r *http.Request, q request) error {
-	call := h.call(r, registry.Name{Space: space, Repo: q.pkg})
+	call := h.call(r, q, registry.Name{Space: space, Repo: q.pkg})
 	var e entry
 	via, err := h.lookup(r.Context(), &call, func(index io.Reader) (ok bool, err error) {
 		e, ok, err = findFile(index, q.pkg, q.ref)
@@ -40,13 +40,16 @@ func (h *handler) tarball(w http.ResponseWriter, r *http.Request, q request) err
 	if e.digest == "" {
 		return registry.Errorf(registry.ErrCorrupt, "%s@%s has neither an integrity nor a shasum to verify its tarball by", q.pkg, e.version)
 	}
-	file := h.call(r, registry.Name{Space: space, Repo: q.pkg, Ref: e.file})
+	file := h.call(r, q, registry.Name{Space: space, Repo: q.pkg, Ref: e.file})
 	file.Binding = registry.Binding{
 		Descriptor: registry.Descriptor{Digest: e.digest, Size: -1, MediaType: mediaBytes},
 		Checked:    call.Binding.Checked, Fresh: call.Binding.Fresh,
 		Validator: string(call.Binding.Digest), Location: e.address,
 	}
 	w.Header().Set("Cache-Control", tarballCache)
+	if !h.public(r.Context(), &call) {
+		w.Header().Set("Cache-Control", privateCache)
+	}
 	w.Header().Set("Content-Type", mediaBytes)
 	tag := etag("t", string(e.digest))
 	if reply.Matches(r, tag) {
@@ -119,7 +122,7 @@ func (h *handler) version(w http.ResponseWriter, r *http.Request, q request) err
 	if err != nil {
 		return err
 	}
-	call := h.call(r, registry.Name{Space: space, Repo: q.pkg})
+	call := h.call(r, q, registry.Name{Space: space, Repo: q.pkg})
 	for try := 0; ; try++ {
 		e, via, err := h.findVersion(r.Context(), &call, q.ref)
 		if err != nil {
@@ -139,8 +142,8 @@ func (h *handler) version(w http.ResponseWriter, r *http.Request, q request) err
 			return truthful(err)
 		}
 		w.Header().Set("Vary", "Accept, Accept-Encoding")
-		cacheFor(w.Header(), via, min(clientAge, h.o.Upstreams.Policy(call.Name).Fresh))
-		return small(w, r, target{base: base, pkg: q.pkg}.manifest(nil, e.version, object), via, h.holding(&call))
+		h.cacheFor(w, r, &call, via, min(clientAge, h.o.Upstreams.Policy(call.Name).Fresh))
+		return small(w, r, target{base: base, pkg: q.pkg}.manifest(nil, e.version, object), via)
 	}
 }
 
@@ -193,7 +196,7 @@ func (h *handler) refetch(ctx context.Context, c *registry.Call) error {
 
 // distTags answers with a package's tags.
 func (h *handler) distTags(w http.ResponseWriter, r *http.Request, q request) error {
-	call := h.call(r, registry.Name{Space: space, Repo: q.pkg})
+	call := h.call(r, q, registry.Name{Space: space, Repo: q.pkg})
 	var tags []byte
 	via, err := h.lookup(r.Context(), &call, func(index io.Reader) (ok bool, err error) {
 		tags, err = distTags(index)
@@ -202,8 +205,8 @@ func (h *handler) distTags(w http.ResponseWriter, r *http.Request, q request) er
 	if err != nil {
 		return err
 	}
-	cacheFor(w.Header(), via, min(clientAge, h.o.Upstreams.Policy(call.Name).Fresh))
-	return small(w, r, tags, via, h.holding(&call))
+	h.cacheFor(w, r, &call, via, min(clientAge, h.o.Upstreams.Policy(call.Name).Fresh))
+	return small(w, r, tags, via)
 }
 
 // holding has a blob made of what c is bound to end when c is revoked.

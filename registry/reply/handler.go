@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"regexp"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -28,6 +29,10 @@ type Options struct {
 // firstByte is how long any request may take until its answer begins, whatever
 // chain of questions it needs: clients give up after some 30 s.
 const firstByte = 22 * time.Second
+
+// tokens finds opaque tokens in an address, where a client may put one by
+// mistake; the log does not tell them.
+var tokens = regexp.MustCompile(`(?i)(?:weir|%77eir)(?:_|%5f)[0-9A-Za-z%]+`)
 
 // bodyTime is how long a client may take to send a request's body.
 const bodyTime = 30 * time.Second
@@ -92,7 +97,8 @@ type recorder struct {
 	status int
 	bytes  int64
 	via    registry.Via
-	err    error // why the answer failed or was cut off
+	err    error  // why the answer failed or was cut off
+	uri    string // what the log says in place of the request's; "": that
 }
 
 // WriteHeader implements http.ResponseWriter.
@@ -156,9 +162,13 @@ func (rec *recorder) log(o Options, r *http.Request, took time.Duration) {
 	if !o.Log.Enabled(r.Context(), level) {
 		return
 	}
+	uri := rec.uri
+	if uri == "" {
+		uri = tokens.ReplaceAllString(r.RequestURI, "weir_…")
+	}
 	attrs := []slog.Attr{
 		slog.String("id", rec.id), slog.String("space", o.Space),
-		slog.String("method", r.Method), slog.String("uri", clip(r.RequestURI, 512)),
+		slog.String("method", r.Method), slog.String("uri", clip(uri, 512)),
 		slog.Int("status", rec.status), slog.Int64("bytes", rec.bytes),
 		slog.Float64("ms", float64(took.Microseconds())/1000), slog.String("cache", rec.via.String()),
 		slog.String("from", r.RemoteAddr), slog.String("agent", clip(r.UserAgent(), 128)),
@@ -205,6 +215,14 @@ func Record(w http.ResponseWriter, v registry.Via) {
 	SetVia(w.Header(), v)
 	if rec := find(w); rec != nil {
 		rec.via = v
+	}
+}
+
+// LogAs tells the middleware what to log as the request's URI, in place of one
+// that has a secret in it.
+func LogAs(w http.ResponseWriter, uri string) {
+	if rec := find(w); rec != nil {
+		rec.uri = uri
 	}
 }
 
