@@ -46,6 +46,7 @@ var rooms = map[string][]string{
 	"cachetiers/origin/gcs":  {"registry", "cachetiers/origin"},
 	"conformance":            {"registry"},
 	"conformance/lab":        {"registry"},        // starts real servers and clients for the suites
+	"conformance/accountlab": {"registry"},        // accounts in memory
 	"conformance/npmlab":     {},                  // a scripted npm registry
 	"conformance/wan":        {"conformance/lab"}, // nodes with slow lines between them
 	"conformance/bench":      {},                  // weir beside nginx and distribution
