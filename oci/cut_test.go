@@ -54,7 +54,7 @@ func TestCutOneOfAFill(t *testing.T) {
 	warden := new(conformance.Warden)
 	data := conformance.Bytes(1, 8<<20)
 	d := conformance.Describe(octetStream, data)
-	gate := make(chan struct{})
+	gate, rest := make(chan struct{}), make(chan struct{})
 	up := &conformance.Upstream{Script: func(o conformance.Op) conformance.Fault { return conformance.Fault{Gate: gate, Chunk: 1 << 20} }}
 	up.PutBlob(data)
 	ups, err := NewUpstreams([]Registry{{Name: hub, URL: "http://hub.test"}}, Options{Default: hub})
@@ -84,6 +84,8 @@ func TestCutOneOfAFill(t *testing.T) {
 		for range 4 {
 			gate <- struct{}{}
 		}
+		<-rest
+		close(gate)
 	}()
 	good, bad := get("good"), get("bad")
 	defer good.Close()
@@ -97,7 +99,7 @@ func TestCutOneOfAFill(t *testing.T) {
 	if n, err := io.Copy(io.Discard, bad); err == nil || n > 6<<20 || time.Since(begun) > time.Second {
 		t.Errorf("%d bytes more in %v, %v", n, time.Since(begun), err)
 	}
-	close(gate)
+	close(rest)
 	h := sha256.New()
 	if n, err := io.Copy(h, good); err != nil || n != int64(len(data)) || digest.NewDigest(digest.SHA256, h) != d.Digest {
 		t.Errorf("the other one: %d bytes, %v", n, err)
