@@ -58,6 +58,9 @@ type Service struct {
 // A Space is what Service needs to know of one protocol's names.
 type Space struct {
 	Upstream Upstream
+	// Authority is whom to ask whether a repository has a digest, as Service.Prove
+	// wants it: no cache of this node's may answer for it. nil: Upstream.
+	Authority Source
 	// Policy is how long an answer about n counts.
 	Policy func(n Name) Policy
 	// Documents reports whether n stands for a document, so that an answer

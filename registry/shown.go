@@ -205,14 +205,18 @@ func (s *Service) confirm(ctx context.Context, w Want) error {
 	}
 }
 
-// stat opens no bytes of w at its upstream.
+// stat opens no bytes of w where its repository belongs.
 func (s *Service) stat(ctx context.Context, w Want) (Blob, error) {
 	sp, _, err := s.space(w.From)
 	if err != nil {
 		return nil, err
 	}
 	w.Length = 0
-	b, err := sp.Upstream.Open(ctx, w)
+	authority := sp.Authority
+	if authority == nil {
+		authority = sp.Upstream
+	}
+	b, err := authority.Open(ctx, w)
 	if err != nil {
 		return nil, Wrap(ErrUnavailable, err, "ask whether "+w.From.Repo+" has "+string(w.Digest))
 	}

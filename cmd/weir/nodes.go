@@ -40,7 +40,7 @@ func (n *node) newBehind(c *Config, log *slog.Logger, direct registry.Upstream) 
 	if len(c.Next) == 0 {
 		return direct, nil
 	}
-	o := peer.Options{Nodes: nodes(c.Next), Dial: n.trust.Dial, Meter: n.metrics, Log: log}
+	o := peer.Options{Nodes: nodes(c.Next), Dial: n.trust.Dial, Witness: n.witness, Meter: n.metrics, Log: log}
 	if c.Bypass == bypassUpstream {
 		o.Beyond = direct
 	}
@@ -86,7 +86,7 @@ func (n *node) newPeers(c *Config, log *slog.Logger, onDisk cachetiers.Options, 
 		all = append(all, self)
 	}
 	var err error
-	n.peers, err = peer.NewGroup(peer.Options{Nodes: all, Self: self, Dial: n.trust.Dial, Beyond: share{disk, behind}, Meter: n.metrics, Log: log})
+	n.peers, err = peer.NewGroup(peer.Options{Nodes: all, Self: self, Dial: n.trust.Dial, Beyond: share{disk, behind}, Witness: n.witness, Meter: n.metrics, Log: log})
 	if err != nil {
 		return nil, nil, fmt.Errorf("peers: %w", err)
 	}
@@ -97,9 +97,10 @@ func (n *node) newPeers(c *Config, log *slog.Logger, onDisk cachetiers.Options, 
 	return cachetiers.NewTier(n.disks, n.peers, onDisk), n.peers, nil
 }
 
-// asked is a protocol's space, whose names are asked of up.
-func (n *node) asked(sp registry.Space, up registry.Upstream) registry.Space {
-	sp.Upstream = up
+// asked is a protocol's space, whose names are asked of up; which repository has
+// what, of those behind, for a peer may have it because of another.
+func (n *node) asked(sp registry.Space, up, behind registry.Upstream) registry.Space {
+	sp.Upstream, sp.Authority = up, behind
 	if n.next != nil {
 		// Which registry a name belongs to is decided by who asks it: the node
 		// behind.

@@ -39,6 +39,7 @@ const (
 // A node is everything that answers, wired together.
 type node struct {
 	service *registry.Service
+	witness *registry.Witness // of what those behind gave
 	names   *names.Bolt
 	disks   *cachetiers.Disks
 	metrics *ops.Metrics
@@ -85,7 +86,8 @@ func newNode(c *Config, data *dataDir, log *slog.Logger, npmURL string, noNPM er
 	if noNPM != nil {
 		direct[npmSpace] = unknownNPM{noNPM}
 	}
-	behind, err := n.newBehind(c, log, direct)
+	n.witness = new(registry.Witness)
+	behind, err := n.newBehind(c, log, n.witness.Over(direct))
 	if err != nil {
 		return nil, err
 	}
@@ -101,13 +103,14 @@ func newNode(c *Config, data *dataDir, log *slog.Logger, npmURL string, noNPM er
 		return nil, err
 	}
 	n.service = &registry.Service{
-		Names:  n.names,
-		Blobs:  blobs,
-		Spaces: map[string]registry.Space{oci.Space: n.asked(images.Space(), bindings), npmSpace: n.asked(packages.Space(), bindings)},
-		Guard:  guard,
-		Kept:   n.kept(),
-		Meter:  n.metrics,
-		Log:    log,
+		Names:   n.names,
+		Blobs:   blobs,
+		Spaces:  map[string]registry.Space{oci.Space: n.asked(images.Space(), bindings, behind), npmSpace: n.asked(packages.Space(), bindings, behind)},
+		Witness: n.witness,
+		Guard:   guard,
+		Kept:    n.kept(),
+		Meter:   n.metrics,
+		Log:     log,
 	}
 	n.npm = len(registries) > 0
 	if c.Tiers != "" {
