@@ -42,6 +42,7 @@ func TestCut(t *testing.T, warden *Warden, handler func(log *slog.Logger) http.H
 		for _, reads := range []bool{true, false} {
 			what := map[bool]string{true: ", read", false: ", stalled"}[reads]
 			t.Run(c.Name+what, func(t *testing.T) {
+				s.do(t, c, "first") // what that leaves (connections to upstreams) stays
 				before := runtime.NumGoroutine()
 				agent := strings.NewReplacer(" ", "-", ",", "").Replace(c.Name + what)
 				client, body, server := s.get(t, c, agent)
@@ -252,7 +253,8 @@ func (s *trackedServer) send(t *testing.T, c CutCase, agent string) (*http.Respo
 
 func (s *trackedServer) do(t *testing.T, c CutCase, agent string) *http.Response {
 	t.Helper()
-	resp, client, _ := s.send(t, c, agent)
+	resp, client, server := s.send(t, c, agent)
 	client.Close()
+	<-server.closed
 	return resp
 }
