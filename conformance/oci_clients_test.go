@@ -163,6 +163,31 @@ func ociWaitSocket(t *testing.T, p *lab.Process, name, socket string) {
 // startDockerd starts a docker daemon that has weir as its mirror.
 func startDockerd(t *testing.T, addr string) ociPuller {
 	t.Helper()
+	config := t.TempDir()
+	run := startDockerCLI(t, addr)
+	docker := func(t *testing.T, args ...string) string {
+		t.Helper()
+		r := run(t, config, "", args...)
+		if r.Code != 0 {
+			t.Fatalf("docker %v: status %d\n%s%s", args, r.Code, r.Stdout, r.Stderr)
+		}
+		return r.Stdout
+	}
+	return func(t *testing.T, image, arch string) lab.Files {
+		t.Helper()
+		docker(t, "pull", "--quiet", "--platform", "linux/"+arch, image)
+		docker(t, "create", "--platform", "linux/"+arch, "--name", "of-"+arch, image, "/bin/true")
+		files := lab.Files{}
+		ociUntar(t, strings.NewReader(docker(t, "export", "of-"+arch)), files)
+		return files
+	}
+}
+
+// startDockerCLI starts a docker daemon that has weir as its mirror, and gives
+// the docker command for it, with a directory for its configuration and what
+// is on its standard input.
+func startDockerCLI(t *testing.T, addr string) func(t *testing.T, config, in string, args ...string) lab.Result {
+	t.Helper()
 	containerd := startContainerdProcess(t)
 	dir := t.TempDir()
 	socket := filepath.Join(dir, "docker.sock")
@@ -176,19 +201,10 @@ func startDockerd(t *testing.T, addr string) ociPuller {
 		"--registry-mirror", "http://" + addr,
 	}})
 	ociWaitSocket(t, p, "dockerd", socket)
-	docker := func(t *testing.T, args ...string) string {
+	return func(t *testing.T, config, in string, args ...string) lab.Result {
 		t.Helper()
-		return lab.Run(t, pullLimit, lab.Command{Path: lab.Tool(t, "docker"),
-			Args: append([]string{"--host", "unix://" + socket}, args...),
-			Env:  []string{"DOCKER_CONFIG=" + filepath.Join(dir, "config"), "HOME=" + dir}}).Stdout
-	}
-	return func(t *testing.T, image, arch string) lab.Files {
-		t.Helper()
-		docker(t, "pull", "--quiet", "--platform", "linux/"+arch, image)
-		docker(t, "create", "--platform", "linux/"+arch, "--name", "of-"+arch, image, "/bin/true")
-		files := lab.Files{}
-		ociUntar(t, strings.NewReader(docker(t, "export", "of-"+arch)), files)
-		return files
+		return ociPiped(t, in, lab.Command{Path: lab.Tool(t, "docker"), Args: append([]string{"--host", "unix://" + socket}, args...),
+			Env: []string{"DOCKER_CONFIG=" + config, "HOME=" + dir}})
 	}
 }
 

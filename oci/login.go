@@ -59,33 +59,23 @@ func (h *handler) refusal(ctx context.Context, c *registry.Call, err error) (cou
 	if h.gate == nil {
 		return err, noError, false
 	}
+	wide := *c
+	wide.Who.Only = nil
 	switch kind := registry.KindOf(err); {
-	case kind == registry.ErrUnauthenticated:
-		if h.service.Guard.Admit(ctx, c) == nil {
-			return err, noError, false
-		}
-		switch {
-		case !c.Who.Anonymous():
-			return err, invalidToken, true
-		case c.Who.Only != nil:
-			return err, insufficientScope, true
-		}
-		return err, noError, true
-	case kind == registry.ErrDenied && errors.Is(err, registry.ErrScope) && c.Who.Only != nil:
+	case kind == registry.ErrUnauthenticated && h.service.Guard.Admit(ctx, c) == nil:
+		return err, noError, false
+	case kind == registry.ErrUnauthenticated && !c.Who.Anonymous():
+		return err, invalidToken, true
+	case kind == registry.ErrDenied && errors.Is(err, registry.ErrScope) && c.Who.Only != nil,
+		kind == registry.ErrUnauthenticated && c.Who.Only != nil:
 		// A short-lived token was issued for less. With one for more this would
 		// do, unless what it was issued for does not reach either.
-		wide := *c
-		wide.Who.Only = nil
-		switch err := h.service.Guard.Admit(ctx, &wide); {
-		case err == nil:
-			return &registry.Error{Kind: registry.ErrUnauthenticated, Public: "the token was issued for something else", Err: err}, insufficientScope, true
-		case registry.KindOf(err) == registry.ErrUnauthenticated:
-			return err, insufficientScope, true
-		default:
-			return err, noError, false
+		if err := h.service.Guard.Admit(ctx, &wide); err != nil {
+			return err, noError, registry.KindOf(err) == registry.ErrUnauthenticated
 		}
+		return &registry.Error{Kind: registry.ErrUnauthenticated, Public: "the token was issued for something else", Err: err}, insufficientScope, true
 	}
-	return err, noError, false
+	return err, noError, registry.KindOf(err) == registry.ErrUnauthenticated
 }
 
 // failCall answers with why a call failed.

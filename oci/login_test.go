@@ -241,7 +241,7 @@ func TestScopeOfTokens(t *testing.T) {
 	// Anonymous, for less than everyone may.
 	tok = g.token("", "").Token
 	g.wants("GET", "/v2/alpine/manifests/3", "Bearer "+tok, 401, asks("docker.io/library/alpine", "insufficient_scope"), "")
-	g.wants("GET", acme, "Bearer "+tok, 401, asks("docker.io/acme/app", "insufficient_scope"), "")
+	g.wants("GET", acme, "Bearer "+tok, 401, asks("docker.io/acme/app", ""), "log in to pull this")
 	// The token that it is issued for is for less: asking again is of no use.
 	for _, auth := range []string{"Bearer " + narrow.Secret, "Bearer " + g.token("scope=repository:acme/app:pull", basic("alice", narrow.Secret)).Token} {
 		g.wants("GET", acme, auth, 403, "", "the token is for less")
