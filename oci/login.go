@@ -55,32 +55,32 @@ func service(base string) string {
 // An upstream's 401 is not asked about here: the client's credentials are none
 // of its business, nor its own the client's. That it is one shows in the guard
 // having nothing against the call.
-func (h *handler) refusal(ctx context.Context, c *registry.Call, err error) (counts error, code string, login bool) {
+func (h *handler) refusal(ctx context.Context, c *registry.Call, err error) (code string, login bool, counts error) {
 	if h.gate == nil {
-		return err, noError, false
+		return noError, false, err
 	}
 	wide := *c
 	wide.Who.Only = nil
 	switch kind := registry.KindOf(err); {
 	case kind == registry.ErrUnauthenticated && h.service.Guard.Admit(ctx, c) == nil:
-		return err, noError, false
+		return noError, false, err
 	case kind == registry.ErrUnauthenticated && !c.Who.Anonymous():
-		return err, invalidToken, true
+		return invalidToken, true, err
 	case kind == registry.ErrDenied && errors.Is(err, registry.ErrScope) && c.Who.Only != nil,
 		kind == registry.ErrUnauthenticated && c.Who.Only != nil:
 		// A short-lived token was issued for less. With one for more this would
 		// do, unless what it was issued for does not reach either.
 		if err := h.service.Guard.Admit(ctx, &wide); err != nil {
-			return err, noError, registry.KindOf(err) == registry.ErrUnauthenticated
+			return noError, registry.KindOf(err) == registry.ErrUnauthenticated, err
 		}
-		return &registry.Error{Kind: registry.ErrUnauthenticated, Public: "the token was issued for something else", Err: err}, insufficientScope, true
+		return insufficientScope, true, &registry.Error{Kind: registry.ErrUnauthenticated, Public: "the token was issued for something else", Err: err}
 	}
-	return err, noError, registry.KindOf(err) == registry.ErrUnauthenticated
+	return noError, registry.KindOf(err) == registry.ErrUnauthenticated, err
 }
 
 // failCall answers with why a call failed.
 func (h *handler) failCall(w http.ResponseWriter, r *http.Request, req *request, err error) {
-	err, code, login := h.refusal(r.Context(), &req.call, err)
+	code, login, err := h.refusal(r.Context(), &req.call, err)
 	if login {
 		h.challenge(w, r, req.call.Name.Repo, code)
 	}
