@@ -416,6 +416,20 @@ func TestUndecided(t *testing.T) {
 	g.wants("GET", acme, basic("alice", "secret"), 503, "", "not yet")
 }
 
+// TestEndsMeanwhile: an account that ends before its rights are looked up.
+func TestEndsMeanwhile(t *testing.T) {
+	g := newHouse(t)
+	g.svc.Guard = ended{}
+	g.wants("GET", "/token?scope=repository:acme/app:pull", basic("alice", "secret"), 401, `Basic realm="weir"`, "gone")
+	g.wants("GET", acme, basic("alice", "secret"), 401, asks("docker.io/acme/app", "invalid_token"), "gone")
+}
+
+type ended struct{}
+
+func (ended) Admit(context.Context, *registry.Call) error {
+	return registry.Errorf(registry.ErrUnauthenticated, "the account is gone")
+}
+
 type undecided struct{}
 
 func (undecided) Admit(context.Context, *registry.Call) error {

@@ -61,7 +61,7 @@ func (g *Gate) Password(r *http.Request, name, password string) (registry.Princi
 			return registry.Principal{}, refused("wrong name or password") // nobody can have these
 		})
 	}
-	return g.check(r, key, known, name, password)
+	return g.check(r, key, name, password)
 }
 
 // tokenOf is the principal of an opaque token that came as a password.
@@ -96,8 +96,9 @@ func (g *Gate) digest(name, password string, a registry.Account) [32]byte {
 
 // check has a password checked, the same one for all who present it at once.
 // key is that of before the check: if the account changes meanwhile, what is
-// remembered is never found.
-func (g *Gate) check(r *http.Request, key [32]byte, known bool, name, password string) (registry.Principal, error) {
+// remembered is never found, and neither is it while the account is not known
+// here.
+func (g *Gate) check(r *http.Request, key [32]byte, name, password string) (registry.Principal, error) {
 	from := Addr(r)
 	flight := from.String() + " " + string(key[:])
 	done := g.checks.DoChan(flight, func() (any, error) {
@@ -106,7 +107,7 @@ func (g *Gate) check(r *http.Request, key [32]byte, known bool, name, password s
 		p, err := g.attempt(from, name, func() (registry.Principal, error) {
 			return g.c.Logins.Password(ctx, name, password, from)
 		})
-		if err == nil && known && p.Name == name {
+		if err == nil {
 			g.remembered.put(key, remembered{p, g.c.Now().Add(rememberFor)})
 		}
 		return p, err

@@ -24,8 +24,8 @@ const (
 	headEnd   = `","typ":"JWT"}`
 	issuer    = "weir"
 	audience  = "weir"
-	// maxShort is the longest such token, in bytes.
-	maxShort = 8 << 10
+	// maxShort is the longest such token, in bytes: it has to fit.
+	maxShort = maxAuthorization - len("Bearer ")
 	// leeway is how far the clock of the node that made a token may be ahead.
 	leeway = 30 * time.Second
 	// longest bounds a lifetime that another node may have configured.

@@ -1,6 +1,7 @@
 package gate
 
 import (
+	"bytes"
 	"encoding/base64"
 	stdjson "encoding/json"
 	"fmt"
@@ -156,6 +157,7 @@ func TestForged(t *testing.T) {
 			"padded body":           parts[0] + "." + parts[1] + "=." + parts[2],
 			"a line break":          real + "\n",
 			"a line break inside":   parts[0] + "." + parts[1] + ".\n" + parts[2],
+			"spare bits":            sparing(t, real),
 			"a short signature":     real[:len(real)-2],
 			"cut":                   real[:len(real)-1],
 			"a long signature":      real + "AA",
@@ -205,6 +207,26 @@ func TestForged(t *testing.T) {
 	})
 }
 
+// sparing writes a token with other spare bits in its last character, which the
+// bytes that it stands for do not show.
+func sparing(t *testing.T, token string) string {
+	t.Helper()
+	parts := strings.Split(token, ".")
+	want, err := base64.RawURLEncoding.DecodeString(parts[2])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for c := byte('0'); c <= 'z'; c++ {
+		other := token[:len(token)-1] + string(c)
+		got, err := base64.RawURLEncoding.DecodeString(strings.Split(other, ".")[2])
+		if err == nil && other != token && bytes.Equal(got, want) {
+			return other
+		}
+	}
+	t.Fatal("no other spelling")
+	return ""
+}
+
 // TestClockSetBack issues a token and then has the clock be set back: it is
 // refused, and the one that is issued next is good.
 func TestClockSetBack(t *testing.T) {
@@ -239,12 +261,21 @@ func TestIssueLimits(t *testing.T) {
 	if p := g.is(t, "", request(here, "Bearer "+short)); !reflect.DeepEqual(p.Only, rights) {
 		t.Errorf("%+v", p)
 	}
-	for range 3 {
-		rights = append(rights, rights...)
+	for longest := 0; ; longest = len(short) {
+		more, _, err := g.Issue(registry.Principal{}, rights)
+		if registry.KindOf(err) == registry.ErrTooLarge {
+			if longest < maxShort-10 {
+				t.Errorf("%d rights are too many, and without the last they are %d bytes", len(rights), longest)
+			}
+			break
+		}
+		if err != nil || len(more) > maxShort {
+			t.Fatalf("%d rights: %d bytes, %v", len(rights), len(more), err)
+		}
+		short = more
+		rights[len(rights)-1].Repo += "x"
 	}
-	if _, _, err := g.Issue(registry.Principal{}, rights); registry.KindOf(err) != registry.ErrTooLarge {
-		t.Errorf("%d rights: %v", len(rights), err)
-	}
+	g.is(t, "", request(here, "Bearer "+short)) // the longest that is issued is good
 	g.c.Identities = &moreKeys{g.c.Identities, nil}
 	if _, _, err := g.Issue(registry.Principal{}, nil); registry.KindOf(err) != registry.ErrUnavailable {
 		t.Errorf("without keys: %v", err)

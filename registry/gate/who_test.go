@@ -198,11 +198,11 @@ func TestRemembered(t *testing.T) {
 		}
 		checked("another alice", 1)
 		a.Disable("alice")
-		g.isNot(t, registry.ErrUnauthenticated, "", request(here, basicOf("alice", "new")))
+		g.isNot(t, registry.ErrUnauthenticated, "wrong name or password", request(here, basicOf("alice", "new")))
 		a.Add("alice", "new")
 		g.is(t, "alice", request(here, basicOf("alice", "new")))
 		a.Remove("alice")
-		g.isNot(t, registry.ErrUnauthenticated, "", request(here, basicOf("alice", "new")))
+		g.isNot(t, registry.ErrUnauthenticated, "wrong name or password", request(here, basicOf("alice", "new")))
 	})
 }
 
@@ -215,6 +215,23 @@ func TestPasswordChangesDuringCheck(t *testing.T) {
 	g.is(t, "alice", request(here, basicOf("alice", password)))
 	late.after = func() {}
 	g.isNot(t, registry.ErrUnauthenticated, "wrong", request(here, basicOf("alice", password)))
+}
+
+// TestNotKnownHere logs in to an account that this node has not heard of yet.
+func TestNotKnownHere(t *testing.T) {
+	g, a := newGate()
+	g.c.Identities = lab.NewAccounts()
+	for range 2 {
+		g.is(t, "alice", request(here, basicOf("alice", password)))
+	}
+	if n := a.Checks(); n != 2 {
+		t.Errorf("%d checks: a password is remembered that nothing here would end", n)
+	}
+	g.c.Identities = a
+	g.is(t, "alice", request(here, basicOf("alice", password)))
+	if n := a.Checks(); n != 3 {
+		t.Errorf("%d checks: what was remembered before the account was known counts", n)
+	}
 }
 
 type lateLogins struct {
