@@ -208,7 +208,7 @@ func testAccounts(t *testing.T, start func(t *testing.T, addr string) ociLoginCl
 	expired := a.token(registry.TokenSpec{Lifetime: time.Nanosecond})
 	flipped := []byte(a.token(registry.TokenSpec{}).Secret)
 	flipped[12] ^= 1
-	nobody := saying{401, "log in to pull this"}
+	nobody := saying{401, "anonymous clients may not pull docker.io/acme/app: log in"}
 	wrong := saying{401, "wrong name or password"}
 
 	a.check("nobody, what is for all", a.pull(t, "library/thing:1", "", ""), "")
@@ -261,7 +261,7 @@ func testLoginEnds(a *attempter) {
 	}
 	a.check("ended", a.pull(a.T, "acme/app:1", "", ""), want)
 	a.check("logout", a.logout(a.T), "")
-	a.check("after the logout", a.pull(a.T, "acme/app:1", "", ""), "log in to pull this")
+	a.check("after the logout", a.pull(a.T, "acme/app:1", "", ""), "anonymous clients may not pull docker.io/acme/app: log in")
 }
 
 // dockerLogin is docker with a daemon of the test's own. The daemon talks to

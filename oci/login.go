@@ -52,30 +52,43 @@ func service(base string) string {
 // refusal is what a failure to serve c is to the client: the error that counts,
 // and whether logging in (again) would help, with the challenge's error code.
 //
-// An upstream's 401 is not asked about here: the client's credentials are none
-// of its business, nor its own the client's. That it is one shows in the guard
-// having nothing against the call.
+// An upstream's 401 or 403 is not asked about here: the client's credentials are
+// none of its business, nor its own the client's. That it is one shows in the
+// guard having nothing against the call.
 func (h *handler) refusal(ctx context.Context, c *registry.Call, err error) (code string, login bool, counts error) {
-	if h.gate == nil {
+	kind := registry.KindOf(err)
+	if h.gate == nil || kind != registry.ErrUnauthenticated && kind != registry.ErrDenied || h.service.Guard.Admit(ctx, c) == nil {
 		return noError, false, err
 	}
-	wide := *c
-	wide.Who.Only = nil
-	switch kind := registry.KindOf(err); {
-	case kind == registry.ErrUnauthenticated && h.service.Guard.Admit(ctx, c) == nil:
-		return noError, false, err
-	case kind == registry.ErrUnauthenticated && !c.Who.Anonymous():
+	if kind == registry.ErrUnauthenticated && !c.Who.Anonymous() {
 		return invalidToken, true, err
-	case kind == registry.ErrDenied && errors.Is(err, registry.ErrScope) && c.Who.Only != nil,
-		kind == registry.ErrUnauthenticated && c.Who.Only != nil:
+	}
+	if c.Who.Only != nil && (kind == registry.ErrUnauthenticated || errors.Is(err, registry.ErrScope)) {
 		// A short-lived token was issued for less. With one for more this would
 		// do, unless what it was issued for does not reach either.
-		if err := h.service.Guard.Admit(ctx, &wide); err != nil {
-			return noError, registry.KindOf(err) == registry.ErrUnauthenticated, err
+		wide := *c
+		wide.Who.Only = nil
+		if err = h.service.Guard.Admit(ctx, &wide); err == nil {
+			return insufficientScope, true, registry.Errorf(registry.ErrUnauthenticated, "the token was issued for something else than %s", c.Name.Repo)
 		}
-		return insufficientScope, true, &registry.Error{Kind: registry.ErrUnauthenticated, Public: "the token was issued for something else", Err: err}
+		kind = registry.KindOf(err)
 	}
-	return noError, registry.KindOf(err) == registry.ErrUnauthenticated, err
+	return noError, kind == registry.ErrUnauthenticated, explained(c, err)
+}
+
+// explained says to a person why a call was refused, and what to do. It names
+// what was asked for, and nothing of what there is.
+func explained(c *registry.Call, err error) error {
+	e := &registry.Error{Kind: registry.KindOf(err), Text: "refused", Err: err}
+	switch {
+	case e.Kind == registry.ErrUnauthenticated:
+		e.Public = "anonymous clients may not " + string(c.Action) + " " + c.Name.Repo + ": log in"
+	case e.Kind == registry.ErrDenied && !errors.Is(err, registry.ErrScope):
+		e.Public = c.Who.Name + " may not " + string(c.Action) + " " + c.Name.Repo + ": ask whoever runs this registry for a grant"
+	default:
+		return err
+	}
+	return e
 }
 
 // failCall answers with why a call failed.
@@ -106,7 +119,7 @@ func (h *handler) ping(w http.ResponseWriter, r *http.Request) {
 		return
 	case h.gate != nil && who.Anonymous() && (h.open == nil || !h.open()):
 		h.challenge(w, r, "", noError)
-		fail(w, r, other, registry.Errorf(registry.ErrUnauthenticated, "log in"))
+		fail(w, r, other, registry.Errorf(registry.ErrUnauthenticated, "log in first"))
 		return
 	}
 	reply.Record(w, registry.Via{})

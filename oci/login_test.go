@@ -209,7 +209,7 @@ func TestPreemptive(t *testing.T) {
 		g.wants("GET", "/v2/", auth, 200, "", "{}")
 		g.wants("GET", "/v2", auth, 200, "", "{}")
 		g.wants("GET", acme, auth, 200, "", "layers")
-		g.wants("GET", "/v2/bob/app/manifests/1", auth, 403, "", "alice may not pull docker.io/bob/app")
+		g.wants("GET", "/v2/bob/app/manifests/1", auth, 403, "", "alice may not pull docker.io/bob/app: ask")
 	}
 	for _, auth := range []string{basic("alice", "wrong"), "Bearer x", "Nonsense", "Bearer " + registry.NewTokenText()} {
 		g.wants("GET", "/v2/", auth, 401, asks("", "invalid_token"), "UNAUTHORIZED")
@@ -241,7 +241,7 @@ func TestScopeOfTokens(t *testing.T) {
 	// Anonymous, for less than everyone may.
 	tok = g.token("", "").Token
 	g.wants("GET", "/v2/alpine/manifests/3", "Bearer "+tok, 401, asks("docker.io/library/alpine", "insufficient_scope"), "")
-	g.wants("GET", acme, "Bearer "+tok, 401, asks("docker.io/acme/app", ""), "log in to pull this")
+	g.wants("GET", acme, "Bearer "+tok, 401, asks("docker.io/acme/app", ""), "anonymous clients may not pull docker.io/acme/app: log in")
 	// The token that it is issued for is for less: asking again is of no use.
 	for _, auth := range []string{"Bearer " + narrow.Secret, "Bearer " + g.token("scope=repository:acme/app:pull", basic("alice", narrow.Secret)).Token} {
 		g.wants("GET", acme, auth, 403, "", "the token is for less")
@@ -390,6 +390,8 @@ func TestUpstreamsLogin(t *testing.T) {
 	g.up.set(answers(401, "WWW-Authenticate", `Basic realm="hub"`))
 	g.wants("GET", "/v2/alpine/manifests/3", "", 401, "", "requires authentication")
 	g.wants("GET", acme, basic("alice", "secret"), 401, "", "requires authentication")
+	g.up.set(answers(403))
+	g.wants("GET", acme, basic("alice", "secret"), 403, "", "docker.io")
 }
 
 // TestGuessing: too many wrong passwords are 429, with a time to come back.

@@ -32,7 +32,9 @@
 // ErrLimited before anything is asked. It is never refused when it is
 // remembered, and neither is a token: those are looked up first, in memory, so
 // whoever shares an address with someone who guesses goes on working. What
-// they cannot do meanwhile is log in anew with a password.
+// they cannot do meanwhile is log in anew with a password. From where an account
+// has logged in before it has a budget of its own: it is not kept out by those
+// who guess its password elsewhere.
 //
 // A wrong token costs nothing but the lookup and cannot be guessed (178 bits);
 // they are counted by address too, with limits of their own, so that a machine

@@ -47,6 +47,8 @@ type Gate struct {
 	checks     singleflight.Group // by the remembered's key
 	passwords  limits[netip.Prefix]
 	accounts   limits[string]
+	known      limits[place]            // in the accounts' stead, from where logins succeeded
+	succeeded  recent[place, time.Time] // when last
 	tokens     limits[netip.Prefix]
 }
 
@@ -67,6 +69,7 @@ func New(c Config) *Gate {
 	g := &Gate{c: c,
 		passwords: limits[netip.Prefix]{burst: 30, every: 6 * time.Second},
 		accounts:  limits[string]{burst: 10, every: 10 * time.Second},
+		known:     limits[place]{burst: 5, every: time.Minute},
 		tokens:    limits[netip.Prefix]{burst: 60, every: time.Second},
 	}
 	_, _ = rand.Read(g.key[:]) // crypto/rand.Read never fails

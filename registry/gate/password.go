@@ -15,6 +15,8 @@ import (
 const (
 	// rememberFor is for how long a right password is not checked again.
 	rememberFor = 10 * time.Minute
+	// knownFor is for how long an address from which a login succeeded is known.
+	knownFor = 30 * 24 * time.Hour
 	// checkFor is how long a check may take, whoever waits for it.
 	checkFor = 10 * time.Second
 	// maxName and maxPassword bound what is checked at all, in bytes.
@@ -121,18 +123,25 @@ func (g *Gate) check(r *http.Request, key [32]byte, name, password string) (regi
 	}
 }
 
+// A place is where an account's logins come from.
+type place struct {
+	name string
+	from netip.Prefix
+}
+
 // attempt makes an attempt at name's account from an address, or says
 // ErrLimited without making it. name "" is none in particular.
 func (g *Gate) attempt(from netip.Addr, name string, do func() (registry.Principal, error)) (registry.Principal, error) {
+	here := place{name, network(from)}
 	now := g.c.Now()
-	byAddr, after := g.passwords.begin(network(from), now)
+	byAddr, after := g.passwords.begin(here.from, now)
 	if byAddr == nil {
 		g.c.Meter.Event("login limited", "address")
 		return registry.Principal{}, limited("too many failed logins from this address", after)
 	}
-	byName := &failing{}
+	endName := func(bool) {}
 	if name != "" {
-		if byName, after = g.accounts.begin(name, now); byName == nil {
+		if endName, after = g.beginName(here, now); endName == nil {
 			g.passwords.end(byAddr, now, false)
 			g.c.Meter.Event("login limited", "account")
 			return registry.Principal{}, limited("too many failed logins to this account", after)
@@ -140,18 +149,36 @@ func (g *Gate) attempt(from netip.Addr, name string, do func() (registry.Princip
 	}
 	p, err := do()
 	wrong := registry.KindOf(err) == registry.ErrUnauthenticated
-	now = g.c.Now()
-	g.passwords.end(byAddr, now, wrong)
-	if name != "" {
-		g.accounts.end(byName, now, wrong)
-	}
+	g.passwords.end(byAddr, g.c.Now(), wrong)
+	endName(wrong)
 	if wrong {
 		g.c.Meter.Event("login refused", "password")
 	}
 	if err != nil {
 		return registry.Principal{}, err
 	}
+	if name != "" {
+		g.succeeded.put(here, g.c.Now())
+	}
 	return p, nil
+}
+
+// beginName begins an attempt at an account, or returns nil and how long to wait.
+// From where a login has succeeded of late there is a budget of its own, so that
+// who guesses elsewhere keeps nobody out of his own account.
+func (g *Gate) beginName(p place, now time.Time) (end func(failed bool), after time.Duration) {
+	if last, ok := g.succeeded.get(p); ok && now.Sub(last) < knownFor {
+		f, after := g.known.begin(p, now)
+		if f == nil {
+			return nil, after
+		}
+		return func(failed bool) { g.known.end(f, g.c.Now(), failed) }, 0
+	}
+	f, after := g.accounts.begin(p.name, now)
+	if f == nil {
+		return nil, after
+	}
+	return func(failed bool) { g.accounts.end(f, g.c.Now(), failed) }, 0
 }
 
 // Exchange turns a JWT of a configured issuer into a token, as

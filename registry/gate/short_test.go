@@ -280,4 +280,7 @@ func TestIssueLimits(t *testing.T) {
 	if _, _, err := g.Issue(registry.Principal{}, nil); registry.KindOf(err) != registry.ErrUnavailable {
 		t.Errorf("without keys: %v", err)
 	}
+	for range 100 { // and it is nobody's fault
+		g.isNot(t, registry.ErrUnavailable, "knows no accounts yet", request(here, "Bearer "+short))
+	}
 }

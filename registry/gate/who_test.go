@@ -305,6 +305,33 @@ func TestLimitByAccount(t *testing.T) {
 	})
 }
 
+// TestLimitKnown guesses an account's password from everywhere without end: from
+// where its owner has logged in before, he still can, and guessing there is
+// limited too.
+func TestLimitKnown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, _ := newGate()
+		alice := request(here, basicOf("alice", password))
+		g.is(t, "alice", alice)
+		time.Sleep(rememberFor)
+		for i := range 10 {
+			g.isNot(t, registry.ErrUnauthenticated, "wrong", request(fmt.Sprintf("10.0.0.%d:1", i), basicOf("alice", fmt.Sprint(i))))
+		}
+		g.isNot(t, registry.ErrLimited, "to this account", request(there, basicOf("alice", password)))
+		for range 5 {
+			g.isNot(t, registry.ErrUnauthenticated, "wrong", request(here, basicOf("alice", "x")))
+		}
+		g.isNot(t, registry.ErrLimited, "to this account", alice)
+		time.Sleep(time.Minute)
+		g.is(t, "alice", alice)
+		time.Sleep(knownFor)
+		for i := range 10 {
+			g.isNot(t, registry.ErrUnauthenticated, "wrong", request(fmt.Sprintf("10.0.0.%d:1", i), basicOf("alice", fmt.Sprint(i))))
+		}
+		g.isNot(t, registry.ErrLimited, "to this account", alice)
+	})
+}
+
 // TestLimitAtOnce makes many attempts before the first has failed.
 func TestLimitAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
