@@ -83,7 +83,9 @@ func explained(c *registry.Call, err error) error {
 	switch {
 	case e.Kind == registry.ErrUnauthenticated:
 		e.Public = "anonymous clients may not " + string(c.Action) + " " + c.Name.Repo + ": log in"
-	case e.Kind == registry.ErrDenied && !errors.Is(err, registry.ErrScope):
+	case e.Kind == registry.ErrDenied && errors.Is(err, registry.ErrScope):
+		e.Public = c.Who.Name + " may " + string(c.Action) + " " + c.Name.Repo + ", but the token is for less"
+	case e.Kind == registry.ErrDenied:
 		e.Public = c.Who.Name + " may not " + string(c.Action) + " " + c.Name.Repo + ": ask whoever runs this registry for a grant"
 	default:
 		return err
