@@ -1,8 +1,7 @@
 #!/bin/sh
 # Installs what the tests need and this machine lacks: real clients (docker,
 # containerd, podman, skopeo, crane; pnpm, yarn 1, yarn berry, bun), a real
-# registry, servers of buckets (versitygw, fake-gcs-server),
-# an issuer of JWTs (oidc-provider), and nginx to compare with. Meant for Debian 12 with Go and Node
+# registry, servers of buckets (versitygw, fake-gcs-server) and of tables (dynalite), and nginx to compare with. Meant for Debian 12 with Go and Node
 # installed. What is there already is left alone, so running it again costs a
 # fraction of a second. Go and npm tools go under .tools/ in the repository.
 set -eu
@@ -12,6 +11,7 @@ DISTRIBUTION=v3.1.2
 PNPM=10.34.8
 YARN=1.22.22
 BERRY=4.18.1
+DYNALITE=4.0.0
 BUN=1.4.5
 VERSITYGW=v1.8.0
 FAKEGCS=v1.56.1
@@ -110,14 +110,15 @@ npm_tools npm "pnpm@$PNPM" "yarn@$YARN" "bun@$BUN"
 # Berry's command is called yarn too, so it has a directory of its own.
 npm_tools berry "@yarnpkg/cli-dist@$BERRY"
 ln -sf ../berry/node_modules/@yarnpkg/cli-dist/bin/yarn.js "$tools/bin/yarn-berry"
-# An issuer of JWTs. It is a library; the test of registry/oidc has the script.
-npm_tools oidc "oidc-provider@$OIDCPROVIDER"
+# A server and no client, so it has one too.
+npm_tools dynalite "dynalite@$DYNALITE"
+ln -sf ../dynalite/node_modules/dynalite/cli.js "$tools/bin/dynalite"
 
 # --- Is it all there, and does it run? ---------------------------------------
 for tool in dockerd docker containerd ctr podman skopeo nginx ip; do
 	have "$tool" || fail "$tool is still missing after installing"
 done
-for tool in bin/crane bin/registry bin/versitygw bin/fake-gcs-server bin/yarn-berry npm/node_modules/.bin/pnpm npm/node_modules/.bin/yarn npm/node_modules/.bin/bun; do
+for tool in bin/crane bin/registry bin/versitygw bin/fake-gcs-server bin/yarn-berry npm/node_modules/.bin/pnpm npm/node_modules/.bin/yarn npm/node_modules/.bin/bun bin/dynalite; do
 	test -x "$tools/$tool" || fail "$tool is still missing: remove $tools and try again"
 done
 test -f "$tools/oidc/node_modules/oidc-provider/package.json" || fail "oidc-provider is still missing: remove $tools/oidc.stamp and try again"
