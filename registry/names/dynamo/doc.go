@@ -58,10 +58,15 @@
 // No old change comes back. One that is applied late meets an item with a
 // higher Rev, one of another incarnation, or none: its condition fails. As a
 // condition can only fail because the change, or a later one of the same record,
-// has been applied, a failure counts as done. That would not be so if the item
-// were missing because it had not been made yet; but it was there before the
-// batch was. An item without a value that nobody needed stays behind, counts as
-// nothing, and is used by whoever makes the record next.
+// has been applied, a failure counts as done. The item cannot be missing because
+// it has not been made yet: it was there before the batch was.
+//
+// An incarnation does not come back either. The request that makes an item is
+// sent once, and if its answer is lost another incarnation is tried. This is the
+// one request that nobody on the way to the table may repeat; all others may
+// arrive as late and as often as they like. An item without a value that nobody
+// needed stays behind, counts as nothing, and is used by whoever makes the record
+// next.
 //
 // What has returned is seen: the change has been applied to the one item that Get
 // reads, consistently. What Head and Changes give has been applied too: they

@@ -22,10 +22,8 @@ import (
 )
 
 const (
-	// attempts is how often the library sends a request in all, and longestPause
-	// how long it waits between two at most.
-	attempts     = 6
-	longestPause = time.Second
+	// attempts is how often the library sends a request in all.
+	attempts = 6
 	// answerLimit is how long an answer may take until the request is sent again.
 	answerLimit = 5 * time.Second
 	// tableLimit is how long a table may take to be made.
@@ -49,7 +47,9 @@ type Options struct {
 	// Client sends the requests; nil: the library's own, which waits 5 s for
 	// an answer.
 	Client *http.Client
-	Log    *slog.Logger // nil: slog.Default()
+	// Backoff is the longest pause between the library's attempts; 0: 1 s.
+	Backoff time.Duration
+	Log     *slog.Logger // nil: slog.Default()
 }
 
 // A DB is a metadata database in a table. Any number may have the same table
@@ -58,10 +58,11 @@ type Options struct {
 // there is no answer or one that says to try again; a Put waits for its turn for
 // as long as its context allows.
 type DB struct {
-	client *dynamodb.Client
-	table  string
-	slots  uint64
-	log    *slog.Logger
+	client  *dynamodb.Client
+	table   string
+	slots   uint64
+	backoff time.Duration // between two tries to put a batch
+	log     *slog.Logger
 
 	mu       sync.Mutex
 	end      position      // the newest batch known, which has been applied; guarded by mu, as all below
@@ -88,6 +89,9 @@ func Open(ctx context.Context, o Options) (*DB, error) {
 	if o.Keep <= 0 {
 		o.Keep = names.DefaultKeep
 	}
+	if o.Backoff <= 0 {
+		o.Backoff = time.Second
+	}
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
@@ -95,7 +99,7 @@ func Open(ctx context.Context, o Options) (*DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("table %s: %w", o.Table, err)
 	}
-	m := &DB{client: client, table: o.Table, log: o.Log, woken: make(chan struct{})}
+	m := &DB{client: client, table: o.Table, backoff: o.Backoff, log: o.Log, woken: make(chan struct{})}
 	if err := m.makeTable(ctx); err != nil {
 		return nil, registry.Wrap(registry.ErrUnavailable, err, "table "+o.Table)
 	}
@@ -109,13 +113,10 @@ func Open(ctx context.Context, o Options) (*DB, error) {
 func connect(ctx context.Context, o Options) (*dynamodb.Client, error) {
 	load := []func(*config.LoadOptions) error{
 		config.WithRetryer(func() aws.Retryer {
-			return retry.NewStandard(func(r *retry.StandardOptions) { r.MaxAttempts, r.MaxBackoff = attempts, longestPause })
+			return retry.NewStandard(func(r *retry.StandardOptions) { r.MaxAttempts, r.MaxBackoff = attempts, o.Backoff })
 		}),
 		// The library's own knows AWS_CA_BUNDLE.
 		config.WithHTTPClient(awshttp.NewBuildableClient().WithTimeout(answerLimit)),
-	}
-	if o.Client != nil {
-		load = append(load, config.WithHTTPClient(o.Client))
 	}
 	if o.Region != "" {
 		load = append(load, config.WithRegion(o.Region))
@@ -131,6 +132,9 @@ func connect(ctx context.Context, o Options) (*dynamodb.Client, error) {
 		c.Region = fallbackRegion
 	}
 	return dynamodb.NewFromConfig(c, func(d *dynamodb.Options) {
+		if o.Client != nil {
+			d.HTTPClient = o.Client
+		}
 		if o.Endpoint != "" {
 			d.BaseEndpoint = aws.String(strings.TrimSuffix(o.Endpoint, "/"))
 		}

@@ -3,6 +3,7 @@ package dynamo_test
 import (
 	"context"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -60,4 +61,35 @@ func TestMetadata(t *testing.T) {
 		o := s.fresh()
 		return node{open(t, o), o}
 	})
+}
+
+// BenchmarkPut puts from several goroutines of one node, or of several nodes.
+func BenchmarkPut(b *testing.B) {
+	s := start(b)
+	for _, c := range []struct{ nodes, writers int }{{1, 1}, {1, 16}, {4, 4}} {
+		b.Run(fmt.Sprintf("nodes=%d,writers=%d", c.nodes, c.writers), func(b *testing.B) {
+			o := s.fresh()
+			nodes := make([]*dynamo.DB, c.nodes)
+			for i := range nodes {
+				nodes[i] = open(b, o)
+			}
+			var group sync.WaitGroup
+			b.ResetTimer()
+			for w := range c.nodes * c.writers {
+				group.Go(func() {
+					var rev uint64
+					for range b.N / (c.nodes * c.writers) {
+						r, err := nodes[w%c.nodes].Put(context.Background(), fmt.Sprint(w), rev, []byte("value"))
+						if err != nil {
+							b.Error(err)
+							return
+						}
+						rev = r.Rev
+					}
+				})
+			}
+			group.Wait()
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "puts/s")
+		})
+	}
 }

@@ -172,9 +172,9 @@ func (m *DB) getItem(ctx context.Context, key item) (item, error) {
 }
 
 // putIf puts an item on a condition.
-func (m *DB) putIf(ctx context.Context, it item, condition string, names map[string]string, values item) error {
+func (m *DB) putIf(ctx context.Context, it item, condition string, names map[string]string, values item, how ...func(*dynamodb.Options)) error {
 	_, err := m.client.PutItem(ctx, &dynamodb.PutItemInput{TableName: &m.table, Item: it, ConditionExpression: &condition,
-		ExpressionAttributeNames: names, ExpressionAttributeValues: values})
+		ExpressionAttributeNames: names, ExpressionAttributeValues: values}, how...)
 	return err
 }
 

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/dynamodb"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/weir-registry/weir/registry"
@@ -225,45 +227,58 @@ func (m *DB) compare(ctx context.Context, puts []*put) (rest []*put, err error) 
 	return rest, nil
 }
 
-// place reads the item of p's record, and makes it if it is needed.
-func (m *DB) place(ctx context.Context, p *put) (kept, error) {
-	for {
-		k, err := m.kept(ctx, p.key)
-		if err != nil || k.incarnation != nil || p.rev != 0 || p.value == nil {
-			return k, err
+// place reads the item of p's record, and makes it if it is needed. The request
+// that makes it is sent once: were it sent again after the record has been
+// removed, an old incarnation would come back.
+func (m *DB) place(ctx context.Context, p *put) (k kept, err error) {
+	for try := range attempts {
+		if try > 0 && !conditionFailed(err) {
+			pause(ctx, m.backoff)
+		}
+		k, readErr := m.kept(ctx, p.key)
+		if readErr != nil || k.incarnation != nil || p.rev != 0 || p.value == nil {
+			return k, readErr
 		}
 		it := itemKey(partRecord, []byte(p.key))
-		incarnation := random()
-		it[attrNumber], it[attrIncarnation] = number(0), blob(incarnation)
-		err = m.putIf(ctx, it, "attribute_not_exists(#p)", map[string]string{"#p": attrPart}, nil)
-		if err == nil {
-			return kept{incarnation: incarnation}, nil
-		}
-		if !conditionFailed(err) {
-			return kept{}, err
+		k.incarnation = random()
+		it[attrNumber], it[attrIncarnation] = number(0), blob(k.incarnation)
+		if err = m.putIf(ctx, it, "attribute_not_exists(#p)", map[string]string{"#p": attrPart}, nil, once); err == nil {
+			return k, nil
 		}
 	}
+	return kept{}, err
 }
 
+// once keeps the library from sending a request again by itself.
+func once(o *dynamodb.Options) { o.Retryer = aws.NopRetryer{} }
+
 // append puts a batch at the end of the log, and reports whether it is there;
-// an error if that is not known.
+// an error if that is not known. The library must not try again by itself: it
+// would not say that the condition failed at its second attempt.
 func (m *DB) append(ctx context.Context, b batch) (won bool, err error) {
 	condition, names, values := "attribute_not_exists(#p)", map[string]string{"#p": attrPart}, item(nil)
 	if b.n > m.slots {
 		condition, names, values = "#n = :n", map[string]string{"#n": attrNumber}, item{":n": number(b.n - m.slots)}
 	}
-	err = m.putIf(ctx, m.encodeBatch(b), condition, names, values)
-	if err == nil {
-		return true, nil
-	}
-	is, writer, look := m.slot(ctx, b.n)
-	switch {
-	case look != nil:
-		return false, errors.Join(err, look)
-	case is == b.n:
-		return bytes.Equal(writer, b.writer), nil
-	case is > b.n && conditionFailed(err):
-		return false, fmt.Errorf("batch %d is no longer kept: it is not known whose it was", b.n)
+	it := m.encodeBatch(b)
+	for try := range attempts {
+		if try > 0 {
+			pause(ctx, m.backoff)
+		}
+		if err = m.putIf(ctx, it, condition, names, values, once); err == nil {
+			return true, nil
+		}
+		is, writer, lookErr := m.slot(ctx, b.n)
+		switch {
+		case lookErr != nil:
+			return false, errors.Join(err, lookErr)
+		case is == b.n:
+			return bytes.Equal(writer, b.writer), nil
+		case is > b.n && try == 0 && conditionFailed(err):
+			return false, nil // the log has gone on for rounds
+		case is > b.n:
+			return false, fmt.Errorf("batch %d is no longer kept, and it is not known whose it was: %w", b.n, err)
+		}
 	}
 	return false, err
 }
