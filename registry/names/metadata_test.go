@@ -233,6 +233,75 @@ func TestMetadataDamaged(t *testing.T) {
 	}
 }
 
+func TestTable(t *testing.T) {
+	for what, fresh := range map[string]func(t *testing.T) registry.Metadata{
+		"memory": func(*testing.T) registry.Metadata { return new(names.MemoryMetadata) },
+		"bolt": func(t *testing.T) registry.Metadata {
+			return openMetadata(t, filepath.Join(t.TempDir(), "metadata.db"), 0)
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			conformance.TestNames(t, func(t *testing.T) registry.Names {
+				m := fresh(t)
+				for _, key := range []string{"e/account/anna", "m", "n", "n0", "o"} { // are none of its business
+					if _, err := m.Put(t.Context(), key, 0, []byte("x")); err != nil {
+						t.Fatal(err)
+					}
+				}
+				return names.NewTable(m)
+			})
+		})
+	}
+}
+
+// TestTableErrors: the kinds of the database's failures stay, and what cannot be
+// a name or a binding is noticed.
+func TestTableErrors(t *testing.T) {
+	m := new(names.MemoryMetadata)
+	var fault conformance.MetadataFault
+	table := names.NewTable(&conformance.FaultyMetadata{Metadata: m, Choose: func(string, string) conformance.MetadataFault { return fault }})
+	ctx := t.Context()
+	want := func(what string, err, kind error) {
+		t.Helper()
+		if !errors.Is(err, kind) {
+			t.Errorf("%s: %v, want %v", what, err, kind)
+		}
+	}
+	n := name(1)
+	n.Repo = strings.Repeat("r", registry.MaxKey-len("n/oci!!")-len(n.Ref))
+	kept, err := table.Bind(ctx, n, registry.Binding{}, binding(1, time.Time{}))
+	if err != nil {
+		t.Errorf("bind the longest name: %v", err)
+	}
+	kept.Rev = "no number!"
+	_, err = table.Bind(ctx, n, kept, registry.Binding{})
+	want("bind at another table's revision", err, registry.ErrConflict)
+	n.Repo += "r"
+	_, err = table.Bind(ctx, n, registry.Binding{}, binding(1, time.Time{}))
+	want("bind a name that is too long", err, registry.ErrInvalid)
+	_, err = table.Lookup(ctx, n)
+	want("look up a name that is too long", err, registry.ErrNotFound)
+	fault = conformance.Lost
+	_, err = table.Bind(ctx, name(2), registry.Binding{}, binding(2, time.Time{}))
+	want("bind, and the answer is lost", err, registry.ErrUnavailable)
+	_, err = table.Lookup(ctx, name(2))
+	want("look up, and the answer is lost", err, registry.ErrUnavailable)
+	fault = conformance.Sound
+	if b, err := table.Lookup(ctx, name(2)); err != nil || b.Size != 2 {
+		t.Errorf("what was bound is %+v, %v", b, err)
+	}
+	for key, value := range map[string]string{"n/oci!docker.io!x": "no binding", "n/oci!nonsense": "x"} {
+		if _, err := m.Put(ctx, key, 0, []byte(value)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err = table.Lookup(ctx, registry.Name{Space: "oci", Repo: "docker.io", Ref: "x"})
+	want("look up what is damaged", err, registry.ErrCorrupt)
+	for _, err = range table.List(ctx, "oci", "", "library") {
+	}
+	want("list what is no name", err, registry.ErrUnavailable)
+}
+
 const metadataChildEnv = "WEIR_METADATA_CHILD"
 
 // putForEver changes records and prints the number of each change that Put has
