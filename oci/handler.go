@@ -297,6 +297,10 @@ func (h *handler) referrers(w http.ResponseWriter, r *http.Request, req *request
 	req.call.Name.Ref = referrersRef + req.ref
 	wanted := req.query.Get("artifactType")
 	subject := registry.Name{Space: Space, Repo: req.call.Name.Repo, Ref: req.ref}
+	// Before that is looked up: how long it takes tells whether it is known.
+	if err := h.service.Guard.Admit(r.Context(), &req.call); err != nil {
+		return err
+	}
 	if _, err := h.service.Names.Lookup(r.Context(), subject); err == nil {
 		req.call.Binding.MediaType = v1.MediaTypeImageIndex
 	}

@@ -37,6 +37,7 @@ func TestStrangersLearnNothing(t *testing.T) {
 	conformance.TestIndistinguishable(t, h, "stranger", []conformance.Secret{
 		{Name: "blob", Here: "/v2/theirs/secret/blobs/" + string(layer), Absent: "/v2/theirs/secret/blobs/" + string(none)},
 		{Name: "manifest", Here: "/v2/theirs/secret/manifests/" + string(d), Absent: "/v2/theirs/secret/manifests/" + string(none)},
+		{Name: "referrers", Here: "/v2/theirs/secret/referrers/" + string(d), Absent: "/v2/theirs/secret/referrers/" + string(none)},
 		{Name: "tag", Here: "/v2/theirs/secret/manifests/here", Absent: "/v2/theirs/secret/manifests/none"},
 		{Name: "repository", Here: "/v2/theirs/secret/manifests/here", Absent: "/v2/theirs/nowher/manifests/here"},
 	})

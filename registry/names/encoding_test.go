@@ -15,7 +15,7 @@ import (
 func FuzzDecode(f *testing.F) {
 	b := registry.Binding{
 		Descriptor: registry.Descriptor{Digest: digest.FromString("a"), Size: -1, MediaType: "text/plain"},
-		Checked:    time.Unix(1, 2), Fresh: time.Unix(-3, 4), Validator: "v", Location: "l", Listed: true,
+		Checked:    time.Unix(1, 2), Fresh: time.Unix(-3, 4), Validator: "v", Location: "l", Listed: true, Shown: true,
 	}
 	f.Add(encode(nil, b, 7)[5:])
 	f.Add(encode(nil, registry.Binding{Descriptor: b.Descriptor}, 1<<63)[5:])
@@ -50,5 +50,23 @@ func TestEveryBitCounts(t *testing.T) {
 		if _, _, err := decode(v[:n]); err == nil {
 			t.Errorf("its first %d bytes decode", n)
 		}
+	}
+}
+
+// TestShownIsNew: what was written before there was such a thing is read, and has
+// not been shown; and the other way round, all else is as it was.
+func TestShownIsNew(t *testing.T) {
+	b := registry.Binding{Descriptor: registry.Descriptor{Digest: digest.FromString("a"), Size: 1}, Fresh: time.Unix(3, 4).UTC(), Listed: true}
+	before := encode(nil, b, 7)
+	if got, _, err := decode(before); err != nil || got.Shown {
+		t.Errorf("%+v, %v", got, err)
+	}
+	b.Shown = true
+	now := encode(nil, b, 7)
+	if got, _, err := decode(now); err != nil || !got.Shown || got.Fresh != b.Fresh || !got.Listed {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if len(now) != len(before) || !bytes.Equal(now[7:], before[7:]) || now[6]^before[6] != flagShown {
+		t.Errorf("%x\n%x", before, now)
 	}
 }
