@@ -52,6 +52,7 @@ bench: build ## compare with distribution's proxy and nginx's cache, measure a c
 soak: build ## run the concurrency and failure tests again and again
 	$(GO) test -race -count 10 -timeout 30m ./registry/... ./cachetiers/...
 	WEIR_SOAK=1 $(GO) test -v -timeout 30m -run '^(TestReplay|TestMillion)$$' ./cachetiers
+	WEIR_SOAK=1 $(GO) test -v -count 1 -timeout 10m -run '^TestStrangersLearnNothing$$' ./oci ./npm
 	WEIR_SOAK=200 $(GO) test -count 1 -timeout 60m -run '^TestKill$$' -v ./cachetiers
 
 clean: ## remove what was built; tools and data stay

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"mime/multipart"
+	"net"
 	"net/http"
 	"net/textproto"
 	"os"
@@ -211,7 +212,7 @@ func (s *serving) parts(spans []span, size int64) error {
 		if i > 0 {
 			if err := s.open(sp.offset, sp.length); err != nil {
 				failed(s.w, err)
-				panic(http.ErrAbortHandler)
+				s.abort()
 			}
 		}
 		s.body(&part{begin: func() (io.Writer, error) {
@@ -219,7 +220,7 @@ func (s *serving) parts(spans []span, size int64) error {
 		}}, s.blob)
 	}
 	if err := mw.Close(); err != nil {
-		panic(http.ErrAbortHandler)
+		s.abort()
 	}
 	return nil
 }
@@ -254,6 +255,26 @@ func (s *serving) body(w io.Writer, blob registry.Blob) {
 		return
 	}
 	failed(s.w, err)
+	s.abort()
+}
+
+// abort ends the connection so that nobody takes what was sent for the whole: if
+// the end of the connection is the end of the body, as it is in HTTP/1.0 where no
+// length was said, by a reset.
+func (s *serving) abort() {
+	if s.r.ProtoAtLeast(1, 1) || s.w.Header().Get("Content-Length") != "" {
+		panic(http.ErrAbortHandler)
+	}
+	if conn, _, err := http.NewResponseController(s.w).Hijack(); err == nil {
+		under := conn
+		if secure, ok := conn.(interface{ NetConn() net.Conn }); ok {
+			under = secure.NetConn()
+		}
+		if tcp, ok := under.(interface{ SetLinger(sec int) error }); ok {
+			_ = tcp.SetLinger(0)
+		}
+		under.Close()
+	}
 	panic(http.ErrAbortHandler)
 }
 
