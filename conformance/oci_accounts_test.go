@@ -240,7 +240,7 @@ func testLoginEnds(a *attempter) {
 	a.check("login", a.login(a.T, "alice", "correct horse"), "")
 	byPassword := strings.Contains(ociRead(a.T, a.config), base64.StdEncoding.EncodeToString([]byte("alice:correct horse")))
 	acc, _ := a.Account("alice")
-	list, err := a.ListTokens(a.Context(), registry.Principal{UID: acc.UID})
+	list, err := a.ListTokens(a.Context(), registry.Principal{Name: "alice", UID: acc.UID})
 	if err != nil {
 		a.Fatal(err)
 	}

@@ -150,7 +150,7 @@ func TestDockerLogin(t *testing.T) {
 		t.Errorf("%+v", pull)
 	}
 	g.wants("GET", acme, "Bearer "+pull.Access, 200, "", "layers")
-	if err := g.accounts.RevokeToken(t.Context(), registry.Principal{UID: acc.UID}, list[0].ID); err != nil {
+	if err := g.accounts.RevokeToken(t.Context(), registry.Principal{Name: "alice", UID: acc.UID}, list[0].ID); err != nil {
 		t.Fatal(err)
 	}
 	g.wants("GET", acme, "Bearer "+pull.Access, 401, asks("docker.io/acme/app", "invalid_token"), "revoked")
