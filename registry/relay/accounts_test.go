@@ -147,6 +147,7 @@ var from = netip.MustParseAddr("192.0.2.7")
 // TestAccounts: every method arrives as it was called, over two levels, and what
 // comes back is known at the edge.
 func TestAccounts(t *testing.T) {
+	t.Parallel()
 	origin, _, edge, who := chain(t)
 	ctx := t.Context()
 	alice := registry.Principal{Name: "alice", UID: "u-alice", Token: "t9", Only: []registry.Right{{Action: registry.Pull, Space: "oci", Repo: "docker.io/a/b"}}}
@@ -208,6 +209,7 @@ func TestAccounts(t *testing.T) {
 // TestFailuresTravel: each kind of failure arrives as what it is, over two
 // levels, with its text and its time.
 func TestFailuresTravel(t *testing.T) {
+	t.Parallel()
 	_, _, edge, who := chain(t)
 	for _, kind := range []error{registry.ErrInvalid, registry.ErrNotFound, registry.ErrConflict, registry.ErrGone, registry.ErrCorrupt, registry.ErrUnauthenticated,
 		registry.ErrDenied, registry.ErrLimited, registry.ErrTooLarge, registry.ErrNoRoom, registry.ErrUnavailable} {
@@ -287,6 +289,7 @@ func TestLostAnswer(t *testing.T) {
 // TestLateCopy: a token whose version this node does not get is given all the
 // same, after two seconds.
 func TestLateCopy(t *testing.T) {
+	t.Parallel()
 	p := newPKI(t)
 	who := &accounts{}
 	origin := start(t, p, "origin", setup{database: "db", config: who.configure})

@@ -45,13 +45,15 @@ type Copy interface {
 	// State is how the copy is.
 	State() registry.Standing
 	// ReadSnapshot replaces the copy by a snapshot, once that is found to be
-	// right. ErrCorrupt if it is not; ErrConflict if it is of another database.
+	// right. ErrCorrupt if it is not; ErrConflict if it is of another database,
+	// or older than the copy.
 	ReadSnapshot(r io.Reader) error
 	// Apply makes changes, all or none. ErrGone if they do not follow up what
 	// the copy is.
 	Apply(deltas []registry.Delta) error
-	// Confirm notes what the node with the database confirmed at s.Confirmed.
-	// ErrGone if the copy is not what s says.
+	// Confirm notes what the node with the database confirmed at s.Confirmed;
+	// nothing, if that was before what it noted last. ErrGone if the copy is not
+	// what s says.
 	Confirm(s registry.Standing) error
 	// Wait waits until the copy has a version, or for ctx.
 	Wait(ctx context.Context, version uint64) error

@@ -13,6 +13,7 @@ import (
 // TestThreeLevels: what changes at the top is at the bottom, as changes and not
 // as snapshots, and the top hears who has it.
 func TestThreeLevels(t *testing.T) {
+	t.Parallel()
 	origin, shield, edge, _ := chain(t)
 	eventually(t, "both are known", func() bool { return len(origin.board.List()) == 2 })
 	for i := range 100 {
@@ -43,6 +44,7 @@ func TestThreeLevels(t *testing.T) {
 
 // TestUses: when tokens were used is heard at the top, whatever is under way.
 func TestUses(t *testing.T) {
+	t.Parallel()
 	p := newPKI(t)
 	used := make(chan map[string]time.Time, 100)
 	origin := start(t, p, "origin", setup{database: "db", config: func(c *relay.Config) { c.Used = func(m map[string]time.Time) { used <- m } }})
@@ -125,6 +127,7 @@ func TestLargeChange(t *testing.T) {
 
 // TestGap: a copy that is not what it should be is replaced by a whole one.
 func TestGap(t *testing.T) {
+	t.Parallel()
 	origin, shield, edge, _ := chain(t)
 	lost := edge.meter.count("entitlements lost") // the shield may have had nothing at first
 	edge.rep.damage()
@@ -142,6 +145,7 @@ func TestGap(t *testing.T) {
 // TestOutrun: who was away for more changes than are kept takes a snapshot, and
 // who was away for less does not.
 func TestOutrun(t *testing.T) {
+	t.Parallel()
 	p := newPKI(t)
 	origin := start(t, p, "origin", setup{database: "db"})
 	origin.rep.ring = 40
@@ -164,6 +168,7 @@ func TestOutrun(t *testing.T) {
 // TestAges: what the authority confirmed is as old at the bottom as it is, with
 // clocks that differ by hours, however many nodes it has passed.
 func TestAges(t *testing.T) {
+	t.Parallel()
 	p := newPKI(t)
 	skewed := func(by time.Duration) func() time.Time { return func() time.Time { return time.Now().Add(by) } }
 	origin := start(t, p, "origin", setup{database: "db"})

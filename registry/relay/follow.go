@@ -70,8 +70,8 @@ func (c *Client) failed(n *behind, err error) {
 	if registry.KindOf(err) == registry.ErrConflict {
 		if n.pass(c.o.Now()) {
 			c.o.Meter.Event("entitlements of another database", n.host)
-			c.o.Log.Error("a node behind has the entitlements of another database than this node's copy, and is passed over;"+
-				" let `next` name nodes of one database, or remove this node's copy of the entitlements and start it again to follow the other",
+			c.o.Log.Error("a node behind has the entitlements of another database than this node's copy, or of an earlier state of it, and is passed over;"+
+				" let `next` name nodes of one database, or remove this node's copy of the entitlements and start it again to follow that one",
 				"node", n.host, "database", c.o.Copy.State().Database, "err", err)
 		}
 		return
@@ -217,15 +217,11 @@ func (f *follower) news() {
 	}
 }
 
-// confirm takes a confirmation. What is older than the one that the copy has,
-// from another node, makes it no older.
+// confirm takes a confirmation.
 func (f *follower) confirm(payload []byte) error {
 	s, err := parseState(payload, f.c.o.Now())
 	if err != nil {
 		return err
-	}
-	if own := f.c.o.Copy.State(); own.Database == s.Database && own.Version == s.Version && own.Confirmed.After(s.Confirmed) {
-		s.Confirmed = own.Confirmed
 	}
 	if err := f.c.o.Copy.Confirm(s); err != nil {
 		return registry.Wrap(registry.ErrGone, err, "compare the copy of the entitlements with that of "+f.n.host)
@@ -250,15 +246,15 @@ func (f *follower) good() {
 // behind takes it that the node has a version that is older than the copy's, or
 // none for it yet. Most likely it will get it. But if the node with the database
 // has confirmed that one after the copy got its own, then it has gone back: it
-// was restored from a backup, and what it says now counts.
+// was restored from a backup. To follow it would bring back what has been revoked
+// since, so that is for a person to decide.
 func (f *follower) behind(payload []byte) error {
 	s, err := parseState(payload, f.c.o.Now())
 	if err != nil {
 		return err
 	}
-	own := f.c.o.Copy.State()
-	if own.Version > s.Version && !f.fresh && s.Confirmed.After(f.change.Add(wentBack)) {
-		return registry.Errorf(registry.ErrGone, "version %d of %s has been confirmed since this node has version %d", s.Version, f.n.host, own.Version)
+	if own := f.c.o.Copy.State(); own.Version > s.Version && !f.fresh && s.Confirmed.After(f.change.Add(wentBack)) {
+		return registry.Errorf(registry.ErrConflict, "version %d of %s has been confirmed since this node has version %d: the database has gone back", s.Version, f.n.host, own.Version)
 	}
 	return nil
 }

@@ -57,7 +57,7 @@ func newReplica(database string) *replica {
 }
 
 func sumOf(r registry.Record) [sha256.Size]byte {
-	return sha256.Sum256(fmt.Appendf(nil, "%q %q %d", r.Key, r.Value, r.Rev))
+	return sha256.Sum256(append(fmt.Appendf(nil, "%d %q ", r.Rev, r.Key), r.Value...))
 }
 
 func (r *replica) xorLocked(rec registry.Record) {
@@ -133,8 +133,8 @@ func (r *replica) ReadSnapshot(from io.Reader) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.database != "" && r.database != s.Database {
-		return registry.Errorf(registry.ErrConflict, "another database")
+	if r.database != "" && (r.database != s.Database || r.version > s.Version) {
+		return registry.Errorf(registry.ErrConflict, "another database, or older")
 	}
 	fresh := newReplica("")
 	for _, rec := range s.Records {
@@ -183,7 +183,9 @@ func (r *replica) Confirm(s registry.Standing) error {
 	if s.Database != r.database || s.Version != r.version || s.Hash != hex.EncodeToString(r.sum[:]) {
 		return registry.Errorf(registry.ErrGone, "not what it should be")
 	}
-	r.confirmed = s.Confirmed
+	if s.Confirmed.After(r.confirmed) {
+		r.confirmed = s.Confirmed
+	}
 	return nil
 }
 

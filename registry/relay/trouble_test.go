@@ -44,6 +44,7 @@ func (c *cutter) Write(b []byte) (int, error) {
 // TestCutOff: wherever a stream is cut off, the copy is whole or none, and gets
 // the rest by the next one.
 func TestCutOff(t *testing.T) {
+	t.Parallel()
 	p := newPKI(t)
 	origin := start(t, p, "origin", setup{database: "db"})
 	for i := range 2000 {
@@ -82,6 +83,7 @@ func state(version uint64, hash string) []byte {
 // TestNonsense: a node that sends what cannot be is left for one that does not,
 // and what it sent changes nothing.
 func TestNonsense(t *testing.T) {
+	t.Parallel()
 	p := newPKI(t)
 	good := start(t, p, "good", setup{database: "db"})
 	good.rep.put(record("e/a", "b"))
@@ -194,6 +196,7 @@ func (m muted) Write(b []byte) (int, error) {
 // TestFallsSilent: the same, for one that has been followed, and whose silence
 // alone shows that something is wrong.
 func TestFallsSilent(t *testing.T) {
+	t.Parallel()
 	p := newPKI(t)
 	var mute atomic.Bool
 	only := start(t, p, "only", setup{database: "db"})
@@ -222,6 +225,7 @@ func TestFallsSilent(t *testing.T) {
 // TestFailover: when the node that is followed goes the next one is followed at
 // once, and the first again when it is back.
 func TestFailover(t *testing.T) {
+	t.Parallel()
 	p := newPKI(t)
 	origin := start(t, p, "origin", setup{database: "db"})
 	first := start(t, p, "shield-1", setup{next: []string{origin.url()}})
@@ -256,6 +260,7 @@ func TestFailover(t *testing.T) {
 // TestStaleNode: a node that is alive and hears nothing is left for one that
 // does.
 func TestStaleNode(t *testing.T) {
+	t.Parallel()
 	p := newPKI(t)
 	origin := start(t, p, "origin", setup{database: "db"})
 	first := start(t, p, "shield-1", setup{next: []string{origin.url()}})
@@ -277,6 +282,7 @@ func TestStaleNode(t *testing.T) {
 // TestOtherDatabase: a node of another database is passed over, by a line that
 // says what to do, and is asked nothing about accounts.
 func TestOtherDatabase(t *testing.T) {
+	t.Parallel()
 	p := newPKI(t)
 	var foreign, own accounts
 	other := start(t, p, "other", setup{database: "other", config: foreign.configure})
@@ -299,35 +305,59 @@ func TestOtherDatabase(t *testing.T) {
 	}
 }
 
-// TestRestored: a database that was restored from a backup counts, but only once
-// it has confirmed for longer than frames are under way what is older than what
-// this node has.
+// TestRestored: a database that was restored from a backup is not followed, and
+// that is said; but only once it has confirmed for longer than frames are under
+// way what is older than what this node has.
 func TestRestored(t *testing.T) {
+	t.Parallel()
 	p := newPKI(t)
 	var passed atomic.Int64
 	now := func() time.Time { return time.Now().Add(time.Duration(passed.Load())) }
 	origin := start(t, p, "origin", setup{database: "db", now: now})
 	origin.rep.put(record("e/a", "b"))
 	ahead := origin.copied()
-	ahead.authority = false
 	for range 5 {
 		ahead.put(record("e/a", "lost"))
 	}
 	edge := start(t, p, "edge", setup{next: []string{origin.url()}, rep: ahead, now: now})
+	told := func() int { return edge.meter.count("entitlements of another database") }
 	eventually(t, "it follows", func() bool { return origin.handler.Followers() == 1 })
 	passed.Store(int64(8 * time.Second))
-	// Three hellos at least, which are not believed.
 	begun := time.Now()
 	eventually(t, "some beats", func() bool { return time.Since(begun) > 800*time.Millisecond })
-	if edge.same(origin) {
-		t.Error("it went back too early")
+	if told() != 0 || origin.handler.Followers() != 1 {
+		t.Errorf("it was given up too early: %s", edge.log)
 	}
 	passed.Store(int64(12 * time.Second))
+	eventually(t, "it is given up", func() bool { return told() == 1 })
+	if snapshots, applied := edge.rep.counts(); snapshots != 0 || applied != 5 || !strings.Contains(edge.log.String(), "gone back") {
+		t.Errorf("%d snapshots, %d changes; %s", snapshots, applied, edge.log)
+	}
+}
+
+// TestLateNode: a node that is behind for a moment is waited for.
+func TestLateNode(t *testing.T) {
+	t.Parallel()
+	p := newPKI(t)
+	origin := start(t, p, "origin", setup{database: "db"})
+	ahead := origin.copied()
+	for i := range 5 {
+		ahead.put(record("e/a", fmt.Sprint(i)))
+	}
+	edge := start(t, p, "edge", setup{next: []string{origin.url()}, rep: ahead})
+	eventually(t, "it follows", func() bool { return origin.handler.Followers() == 1 })
+	for i := range 6 {
+		origin.rep.put(record("e/a", fmt.Sprint(i)))
+	}
 	edge.has(origin)
+	if snapshots, applied := edge.rep.counts(); snapshots != 0 || applied != 6 {
+		t.Errorf("%d snapshots, %d changes", snapshots, applied)
+	}
 }
 
 // TestBye: a stream that ends as it should is asked for again, of the same node.
 func TestBye(t *testing.T) {
+	t.Parallel()
 	p := newPKI(t)
 	origin := start(t, p, "origin", setup{database: "db"})
 	own := origin.rep.State()
@@ -363,7 +393,7 @@ func TestBye(t *testing.T) {
 func TestSlowFollower(t *testing.T) {
 	origin, _, edge, _ := chain(t)
 	origin.rep.mu.Lock()
-	origin.rep.ring = 64
+	origin.rep.ring = 16
 	origin.rep.mu.Unlock()
 	raw := &http.Transport{TLSClientConfig: edge.tls}
 	defer raw.CloseIdleConnections()
@@ -372,7 +402,7 @@ func TestSlowFollower(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	const changes, size = 600, 100 << 10
+	const changes, size = 250, 64 << 10
 	value := make([]byte, size)
 	var last uint64
 	for i := range changes {
