@@ -118,16 +118,3 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-func BenchmarkAdmit(b *testing.B) {
-	g, err := Parse([]string{"pull npm:*", "pull oci:ghcr.io/*", "pull oci:docker.io/*"})
-	if err != nil {
-		b.Fatal(err)
-	}
-	c := call("oci", "docker.io/library/alpine")
-	b.ReportAllocs()
-	for b.Loop() {
-		if err := g.Admit(context.Background(), c); err != nil {
-			b.Fatal(err)
-		}
-	}
-}

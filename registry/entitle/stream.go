@@ -13,10 +13,12 @@ import (
 	"github.com/weir-registry/weir/registry"
 )
 
-// A snapshot is a line of text and then frames: four bytes of length, four of
-// CRC-32C, both big-endian, and as many bytes of content, whose first one says
-// what the rest is. A start (JSON), records in the order of their keys, and an
-// end. A reader takes no byte after the end. A file goes on with deltas and marks.
+// A snapshot is a line of text and then frames: a head of the content's length,
+// its CRC-32C and that of these eight bytes, all big-endian, and the content,
+// whose first byte says what the rest is. The head has a sum of its own so that a
+// length that is wrong is told from a file that ends too early. A start (JSON),
+// records in the order of their keys, and an end; a reader takes no byte after it.
+// A file goes on with deltas and marks.
 const (
 	magic       = "weir entitlements 1\n"
 	frameStart  = 'S'
@@ -25,7 +27,7 @@ const (
 	frameDelta  = 'D'
 	frameMark   = 'C'
 
-	frameHead = 8
+	frameHead = 12
 	// fullFrame is when a frame of records is sent; one record more may be
 	// in it.
 	fullFrame = 64 << 10
@@ -56,10 +58,13 @@ type start struct {
 	Hash     string `json:"hash"`
 }
 
+func checksum(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
+
 func writeFrame(w io.Writer, content []byte) error {
 	var head [frameHead]byte
 	binary.BigEndian.PutUint32(head[:], uint32(len(content)))
-	binary.BigEndian.PutUint32(head[4:], crc32.Checksum(content, crc32.MakeTable(crc32.Castagnoli)))
+	binary.BigEndian.PutUint32(head[4:], checksum(content))
+	binary.BigEndian.PutUint32(head[8:], checksum(head[:8]))
 	if _, err := w.Write(head[:]); err != nil {
 		return err
 	}
@@ -75,6 +80,9 @@ func readFrame(r io.Reader, limit int) ([]byte, error) {
 		return nil, err
 	}
 	n := binary.BigEndian.Uint32(head[:])
+	if binary.BigEndian.Uint32(head[8:]) != checksum(head[:8]) {
+		return nil, registry.Errorf(registry.ErrCorrupt, "the head of a frame does not match its checksum")
+	}
 	if n == 0 || int64(n) > int64(limit) {
 		return nil, registry.Errorf(registry.ErrCorrupt, "a frame of %d bytes", n)
 	}
@@ -85,7 +93,7 @@ func readFrame(r io.Reader, limit int) ([]byte, error) {
 		}
 		return nil, err
 	}
-	if crc32.Checksum(content, crc32.MakeTable(crc32.Castagnoli)) != binary.BigEndian.Uint32(head[4:]) {
+	if checksum(content) != binary.BigEndian.Uint32(head[4:]) {
 		return nil, registry.Errorf(registry.ErrCorrupt, "a frame of %d bytes does not match its checksum", n)
 	}
 	return content, nil
