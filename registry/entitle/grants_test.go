@@ -117,4 +117,3 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
-
