@@ -460,7 +460,7 @@ func TestKeysRotate(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 4 { // several nodes at once
 			wg.Go(func() {
-				other, err := Open(ctx, Options{Metadata: l.db, Replica: l.replica, Now: l.now})
+				other, err := Open(ctx, Options{Metadata: l.db, Replica: l.replica, Now: l.now, Log: l.o.Log})
 				if err != nil || other.Database() != l.Database() {
 					t.Errorf("another node: %v", err)
 				}

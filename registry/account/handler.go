@@ -168,6 +168,11 @@ var errHeader = errors.New("a header is missing")
 
 // admit finds out who asks and whether he may, and reads the body.
 func (h *admin) admit(w http.ResponseWriter, r *http.Request) (*caller, error) {
+	if r.Method != http.MethodGet {
+		// For who is refused too: the server waits for the rest of his body.
+		// Where the deadline cannot be set the server's own has to do.
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTime))
+	}
 	secret, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	if !ok {
 		return nil, registry.Errorf(registry.ErrUnauthenticated, "a token is needed here")
@@ -187,8 +192,6 @@ func (h *admin) admit(w http.ResponseWriter, r *http.Request) (*caller, error) {
 	if h.o.Header != "" && r.Header.Get(h.o.Header) == "" {
 		return nil, &registry.Error{Kind: registry.ErrDenied, Text: "no " + h.o.Header, Public: "the " + h.o.Header + " header is missing", Err: errHeader}
 	}
-	// Where the deadline cannot be set the server's own has to do.
-	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTime))
 	if c.body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody)); err != nil {
 		var large *http.MaxBytesError
 		if errors.As(err, &large) {

@@ -3,6 +3,7 @@ package account
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"sync"
@@ -78,7 +79,7 @@ var testTime = time.Date(2031, 5, 6, 7, 8, 9, 123456789, time.UTC)
 func newLab(t *testing.T, change ...func(*Options)) *lab {
 	l := &lab{t: t, db: &names.MemoryMetadata{}, clock: testTime}
 	l.replica = &copyless{db: l.db}
-	o := Options{Metadata: l.db, Replica: l.replica, Now: l.now, Audit: func(e Event) {
+	o := Options{Metadata: l.db, Replica: l.replica, Now: l.now, Log: slog.New(slog.DiscardHandler), Audit: func(e Event) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		l.events = append(l.events, e)
