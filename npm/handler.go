@@ -1,6 +1,7 @@
 package npm
 
 import (
+	"html/template"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -56,12 +57,13 @@ func New(c Config) http.Handler {
 		// Only an address without host or scheme is refused.
 		_ = origins.AddTrustedOrigin(u.Scheme + "://" + u.Host)
 	}
-	return &handler{o: c, origins: origins, unkept: make(chan struct{}, maxUnkept), passing: make(chan struct{}, c.Upstreams.passing())}
+	return &handler{o: c, origins: origins, page: parsePage(), unkept: make(chan struct{}, maxUnkept), passing: make(chan struct{}, c.Upstreams.passing())}
 }
 
 type handler struct {
 	o        Config
 	origins  *http.CrossOriginProtection // of the login page's form
+	page     *template.Template
 	bases    bases
 	rechecks rechecks
 	passing  chan struct{} // a place for each exchange that is passed on

@@ -35,7 +35,7 @@ type page struct {
 }
 
 // pageText is the whole page: no scripts, nothing from elsewhere.
-var pageText = template.Must(template.New("page").Parse(`<!doctype html>
+const pageText = `<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -83,27 +83,30 @@ button { width: 100%; margin-top: 1.25rem; font: inherit; font-weight: 600; padd
 </main>
 </body>
 </html>
-`))
+`
+
+// parsePage is pageText as a template.
+func parsePage() *template.Template { return template.Must(template.New("page").Parse(pageText)) }
 
 // showPage answers with p.
-func showPage(w http.ResponseWriter, r *http.Request, p page) error {
+func (h *handler) showPage(w http.ResponseWriter, r *http.Request, p page) error {
 	p.Nonce = rand.Text()
 	var body bytes.Buffer
-	if err := pageText.Execute(&body, p); err != nil {
+	if err := h.page.Execute(&body, p); err != nil {
 		return registry.Wrap(registry.ErrUnavailable, err, "write the page of a login")
 	}
-	h := w.Header()
-	h.Set("Content-Type", "text/html; charset=utf-8")
-	h.Set("Content-Length", strconv.Itoa(body.Len()))
-	h.Set("Cache-Control", "no-store")
-	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'nonce-"+p.Nonce+"'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'")
-	h.Set("X-Frame-Options", "DENY")
-	h.Set("X-Content-Type-Options", "nosniff")
+	head := w.Header()
+	head.Set("Content-Type", "text/html; charset=utf-8")
+	head.Set("Content-Length", strconv.Itoa(body.Len()))
+	head.Set("Cache-Control", "no-store")
+	head.Set("Content-Security-Policy", "default-src 'none'; style-src 'nonce-"+p.Nonce+"'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'")
+	head.Set("X-Frame-Options", "DENY")
+	head.Set("X-Content-Type-Options", "nosniff")
 	// Not no-referrer: with that, browsers that send no Sec-Fetch-Site (over plain
 	// HTTP none do) send "Origin: null" with the form.
-	h.Set("Referrer-Policy", "same-origin")
+	head.Set("Referrer-Policy", "same-origin")
 	if p.After > 0 {
-		h.Set("Retry-After", strconv.Itoa(int((p.After+time.Second-1)/time.Second)))
+		head.Set("Retry-After", strconv.Itoa(int((p.After+time.Second-1)/time.Second)))
 	}
 	reply.Record(w, registry.Via{Fwd: "bypass"})
 	if p.Err != nil {

@@ -71,25 +71,25 @@ func (h *handler) done(w http.ResponseWriter, r *http.Request, q request) error 
 func (h *handler) loginPage(w http.ResponseWriter, r *http.Request, q request) error {
 	b, err := unseal(h.o.Identities.Keys(), q.ref)
 	if err != nil {
-		return showPage(w, r, pageOf(err))
+		return h.showPage(w, r, pageOf(err))
 	}
 	if age := time.Since(b.At); age > loginTime || age < -loginTime {
-		return showPage(w, r, page{Status: http.StatusNotFound, Title: "This login has expired",
+		return h.showPage(w, r, page{Status: http.StatusNotFound, Title: "This login has expired",
 			Text: "It was begun more than ten minutes ago. Run npm login again and open the new address."})
 	}
 	p := page{Status: http.StatusOK, Title: "Log in", Login: q.ref, From: b.From, Agent: b.Agent, Ago: ago(time.Since(b.At))}
 	p.Elsewhere = b.From != address(r).String()
 	if r.Method != http.MethodPost {
-		return showPage(w, r, p)
+		return h.showPage(w, r, p)
 	}
 	if err := h.origins.Check(r); err != nil {
-		return showPage(w, r, page{Status: http.StatusForbidden, Title: "Not from this page",
+		return h.showPage(w, r, page{Status: http.StatusForbidden, Title: "Not from this page",
 			Text: "The form was sent by another site than this one. Nothing was done. If you did not mean to log in, close this page."})
 	}
 	r.Body = http.MaxBytesReader(w, r.Body, maxAccountBody)
 	if err := r.ParseForm(); err != nil || r.PostForm.Get("login") != q.ref {
 		p.Status, p.Error = http.StatusBadRequest, "The form did not arrive whole. Please try again."
-		return showPage(w, r, p)
+		return h.showPage(w, r, p)
 	}
 	p.Name = r.PostForm.Get("name")
 	err = h.approve(r, b.ID, p.Name, r.PostForm.Get("password"))
@@ -106,7 +106,7 @@ func (h *handler) loginPage(w http.ResponseWriter, r *http.Request, q request) e
 		p = failed
 		p.Name = p.Name[:min(len(p.Name), maxAccountName)]
 	}
-	return showPage(w, r, p)
+	return h.showPage(w, r, p)
 }
 
 // approve logs in who began the login id, as name.
