@@ -18,11 +18,13 @@ import (
 	"time"
 
 	"github.com/weir-registry/weir/cachetiers"
-	"github.com/weir-registry/weir/conformance/accountlab"
 	"github.com/weir-registry/weir/conformance/lab"
 	"github.com/weir-registry/weir/conformance/npmlab"
 	"github.com/weir-registry/weir/npm"
 	"github.com/weir-registry/weir/registry"
+	"github.com/weir-registry/weir/registry/account"
+	"github.com/weir-registry/weir/registry/entitle"
+	"github.com/weir-registry/weir/registry/gate"
 	"github.com/weir-registry/weir/registry/names"
 	"github.com/weir-registry/weir/registry/reply"
 )
@@ -37,8 +39,8 @@ type npmAccounts struct {
 	give func(name string, spec registry.TokenSpec) string
 }
 
-// startNpmAccounts starts weir with accounts; as long as the binary has none,
-// a server of the npm handler and of accounts in memory.
+// startNpmAccounts starts weir with accounts; as long as the binary has none, it
+// is a server within the test, of the same parts.
 func startNpmAccounts(t *testing.T) (*npmAccounts, *npmlab.Registry) {
 	t.Helper()
 	up := newNpmLab(t)
@@ -46,18 +48,62 @@ func startNpmAccounts(t *testing.T) (*npmAccounts, *npmlab.Registry) {
 	if hasAccounts(t) {
 		return realAccounts(t, up), up
 	}
-	p := accountlab.New("pull npm:*", "!pull npm:@acme/*")
+	return ownAccounts(t, up), up
+}
+
+// ownAccounts is a registry with accounts within the test's process.
+func ownAccounts(t *testing.T, up *npmlab.Registry) *npmAccounts {
+	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	ups, err := npm.NewUpstreams([]npm.Registry{{Name: "public", URL: up.URL, Packages: []string{"*"}, Fresh: time.Hour}}, npm.Options{Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}
+	grants, err := entitle.Parse([]string{"pull npm:*"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := entitle.Open(entitle.Options{Anonymous: grants, Authority: true, Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	db := &names.MemoryMetadata{}
+	ctx := t.Context()
+	go p.Follow(ctx, db)
+	auth, err := account.Open(ctx, account.Options{Metadata: db, Replica: p, Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	go auth.Run(ctx)
+	g := gate.New(gate.Config{Identities: p, Logins: auth, Log: log})
 	s := &registry.Service{Guard: p, Names: &names.Memory{}, Log: log, Spaces: map[string]registry.Space{"npm": ups.Space()},
 		Blobs: cachetiers.NewTier(cachetiers.NewMemory(64<<20), ups, cachetiers.Options{Name: "memory", Log: log})}
-	h := npm.New(npm.Config{Service: s, Upstreams: ups, Prefix: "/npm", Log: log, Gate: p, Logins: p, Tokens: p, Identities: p.Identities()})
+	h := npm.New(npm.Config{Service: s, Upstreams: ups, Prefix: "/npm", Log: log, Gate: g, Logins: auth, Tokens: auth, Identities: p})
 	server := httptest.NewServer(reply.Handler(h, reply.Options{Space: "npm", Log: log}))
 	t.Cleanup(server.Close)
-	return &npmAccounts{url: server.URL + "/npm", add: p.Add, give: p.Give}, up
+	grant := func(to, right string) {
+		right, deny := strings.CutPrefix(right, "!")
+		if _, _, err := auth.Grant(ctx, account.Actor{}, account.GrantSpec{To: to, Right: right, Deny: deny}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	grant("anonymous", "!pull npm:@acme/*")
+	return &npmAccounts{url: server.URL + "/npm",
+		add: func(name, password string, rights ...string) {
+			if _, _, err := auth.AddUser(ctx, account.Actor{}, name, name+"@example.com", password); err != nil {
+				t.Fatal(err)
+			}
+			for _, r := range rights {
+				grant("user:"+name, r)
+			}
+		},
+		give: func(name string, spec registry.TokenSpec) string {
+			n, err := auth.CreateTokenFor(ctx, account.Actor{}, name, spec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n.Secret
+		}}
 }
 
 // hasAccounts reports whether cmd/weir is made with accounts.
@@ -371,7 +417,7 @@ func TestNpmTokens(t *testing.T) {
 				{"flipped", flipped, false, c.expired[:1]}, {"narrow", narrow, false, c.refused},
 			} {
 				if tok.name == "flipped" && c.tool == "yarn" {
-					tok.shown = []string{"not a token"} // it shows no status
+					tok.shown = []string{"not copied whole"} // it shows no status
 				}
 				h := a.home(t)
 				h.env = append(h.env, "npm_config_fetch_retries=0", "YARN_HTTP_RETRY=0")
