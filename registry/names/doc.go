@@ -1,6 +1,10 @@
 // Package names keeps bindings: what a tag, a package or a held digest stands
 // for. [Memory] forgets when the process ends; [Bolt] is the embedded database.
 //
+// It keeps the metadata database too, which has a feed of its changes:
+// [MemoryMetadata] forgets, [BoltMetadata] is a file. A [Table] is bindings in a
+// metadata database, whichever it is.
+//
 // It knows revisions, compare-and-swap and listing, and nothing of what a tag
 // is, of blobs, or of who may see them.
 //

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -345,8 +346,9 @@ func changeOf(n uint64) (key string, value []byte) {
 // belong together.
 func TestMetadataKill(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "metadata.db")
-	for round := range 6 {
-		acknowledged := killedWith(t, 20+31*round, metadataChildEnv+"="+path)
+	rounds, _ := strconv.Atoi(os.Getenv("WEIR_SOAK"))
+	for round := range max(5, rounds) {
+		acknowledged := killedWith(t, 20+31*(round%7), metadataChildEnv+"="+path)
 		m := openMetadata(t, path, 0)
 		head, err := m.Head(t.Context())
 		if err != nil || head < uint64(acknowledged) || head > uint64(acknowledged)+1 {

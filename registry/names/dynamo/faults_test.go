@@ -8,7 +8,9 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -143,11 +145,17 @@ func TestUnreliable(t *testing.T) {
 		})
 		nodes = append(nodes, m)
 	}
-	conformance.TestMetadataUnreliable(t, nodes, sound, 40)
+	conformance.TestMetadataUnreliable(t, nodes, sound, 40*max(1, soak()))
 	n.work.Wait()
 	for _, m := range nodes {
 		_ = m.(*dynamo.DB).Close()
 	}
+}
+
+// soak is WEIR_SOAK.
+func soak() int {
+	n, _ := strconv.Atoi(os.Getenv("WEIR_SOAK"))
+	return n
 }
 
 // TestTrimmed has a ring so small that it is gone round many times.
