@@ -157,10 +157,11 @@ func readMetadata(db *bbolt.DB) error {
 		if err != nil {
 			return err
 		}
-		if err := checkLog(tx, head); err != nil {
+		first, newest, err := checkLog(tx, head)
+		if err != nil {
 			return err
 		}
-		return checkRecords(tx, head)
+		return checkRecords(tx, first, newest)
 	})
 }
 
@@ -174,38 +175,56 @@ func makeMetadata(tx *bbolt.Tx) error {
 	return putHead(tx, 0)
 }
 
-// checkLog finds gaps, and an end that is not the head.
-func checkLog(tx *bbolt.Tx, head uint64) error {
+// checkLog finds gaps, and an end that is not the head. It returns the first
+// change that is kept, and the newest of each key; 0 if that removed it.
+func checkLog(tx *bbolt.Tx, head uint64) (first uint64, newest map[string]uint64, err error) {
 	var last uint64
-	err := tx.Bucket([]byte(logBucket)).ForEach(func(k, v []byte) error {
+	newest = map[string]uint64{}
+	err = tx.Bucket([]byte(logBucket)).ForEach(func(k, v []byte) error {
 		r, err := decodeChange(k, v)
-		if err == nil && last != 0 && r.Rev != last+1 {
-			err = fmt.Errorf("change %d comes after %d", r.Rev, last)
+		if err != nil {
+			return err
 		}
-		last = r.Rev
-		return err
+		if first == 0 {
+			first = r.Rev
+		} else if r.Rev != last+1 {
+			return fmt.Errorf("change %d comes after %d", r.Rev, last)
+		}
+		last, newest[r.Key] = r.Rev, r.Rev
+		if r.Value == nil {
+			newest[r.Key] = 0
+		}
+		return nil
 	})
 	if err == nil && last != head {
 		err = fmt.Errorf("the newest change is %d, and should be %d", last, head)
 	}
-	return err
+	return first, newest, err
 }
 
-// checkRecords finds records that are out of place or from the future.
-func checkRecords(tx *bbolt.Tx, head uint64) error {
+// checkRecords finds records that are out of place, or are not what the log
+// says, as after a write that the disk has lost.
+func checkRecords(tx *bbolt.Tx, first uint64, newest map[string]uint64) error {
 	bucket := tx.Bucket([]byte(recordsBucket))
 	find := bucket.Cursor()
-	return bucket.ForEach(func(k, v []byte) error {
+	err := bucket.ForEach(func(k, v []byte) error {
 		r, err := decodeRecord(k, v)
 		if err != nil {
 			return err
 		}
-		if r.Rev > head {
-			return fmt.Errorf("%.100q is of change %d, and the newest is %d", k, r.Rev, head)
-		}
 		if found, _ := find.Seek(k); !bytes.Equal(found, k) {
 			return fmt.Errorf("%.100q is out of its place", k)
 		}
+		if rev, changed := newest[r.Key]; changed && rev != r.Rev || !changed && r.Rev >= first {
+			return fmt.Errorf("%.100q is of change %d, and the log has %d", k, r.Rev, rev)
+		}
+		newest[r.Key] = 0 // seen
 		return nil
 	})
+	for key, rev := range newest {
+		if err == nil && rev != 0 {
+			err = fmt.Errorf("%.100q is missing, and the log has %d", key, rev)
+		}
+	}
+	return err
 }

@@ -2,7 +2,10 @@ package names
 
 import (
 	"bytes"
+	"path/filepath"
 	"testing"
+
+	"go.etcd.io/bbolt"
 
 	"github.com/weir-registry/weir/registry"
 )
@@ -29,6 +32,60 @@ func FuzzDecodeEntry(f *testing.F) {
 			t.Errorf("%x: %+v came back as %+v, %v", fields, r, again, err)
 		}
 	})
+}
+
+// TestMetadataOfTwoTimes makes files whose parts are sound and do not belong
+// together, as a disk that has lost a write leaves them.
+func TestMetadataOfTwoTimes(t *testing.T) {
+	ctx := t.Context()
+	for what, spoil := range map[string]func(tx *bbolt.Tx) error{
+		"an old record": func(tx *bbolt.Tx) error {
+			return tx.Bucket([]byte(recordsBucket)).Put([]byte("k"), encodeRecord(registry.Record{Key: "k", Value: []byte("1"), Rev: 1}))
+		},
+		"a record is missing": func(tx *bbolt.Tx) error { return tx.Bucket([]byte(recordsBucket)).Delete([]byte("k")) },
+		"a removed record": func(tx *bbolt.Tx) error {
+			return tx.Bucket([]byte(recordsBucket)).Put([]byte("gone"), encodeRecord(registry.Record{Key: "gone", Value: []byte("v"), Rev: 3}))
+		},
+		"a record of nobody": func(tx *bbolt.Tx) error {
+			return tx.Bucket([]byte(recordsBucket)).Put([]byte("x"), encodeRecord(registry.Record{Key: "x", Value: []byte("v"), Rev: 2}))
+		},
+		"an old head":           func(tx *bbolt.Tx) error { return putHead(tx, 3) },
+		"a head of the future":  func(tx *bbolt.Tx) error { return putHead(tx, 5) },
+		"a gap in the log":      func(tx *bbolt.Tx) error { return tx.Bucket([]byte(logBucket)).Delete(seqKey(2)) },
+		"the log's end is gone": func(tx *bbolt.Tx) error { return tx.Bucket([]byte(logBucket)).Delete(seqKey(4)) },
+		"a bucket is gone":      func(tx *bbolt.Tx) error { return tx.DeleteBucket([]byte(logBucket)) },
+		"":                      func(*bbolt.Tx) error { return nil },
+	} {
+		path := filepath.Join(t.TempDir(), "metadata.db")
+		m, err := OpenMetadata(path, MetadataOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var rev uint64
+		for i, value := range [][]byte{[]byte("1"), []byte("2"), []byte("v"), nil} {
+			key := []string{"k", "k", "gone", "gone"}[i]
+			if i == 2 {
+				rev = 0
+			}
+			r, err := m.Put(ctx, key, rev, value)
+			if rev = r.Rev; err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := m.db.Update(spoil); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Close(); err != nil {
+			t.Fatal(err)
+		}
+		m, err = OpenMetadata(path, MetadataOptions{})
+		if (err == nil) != (what == "") {
+			t.Errorf("%q: %v", what, err)
+		}
+		if err == nil {
+			m.Close()
+		}
+	}
 }
 
 // TestEveryBitOfAnEntryCounts flips each bit of an entry and of its key.

@@ -123,7 +123,7 @@ func TestBadNetwork(t *testing.T) {
 	s := start(t)
 	conformance.TestMetadata(t, func(t *testing.T) registry.Metadata {
 		o := s.fresh()
-		n := &network{lose: 5, deaf: 8, again: 10}
+		n := &network{lose: 3, deaf: 7, again: 10}
 		t.Cleanup(n.work.Wait)
 		nodes := []registry.Metadata{open(t, through(o, n)), open(t, through(o, n)), open(t, through(o, n))}
 		return node{conformance.Alternating(nodes...), o}
