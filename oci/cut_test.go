@@ -155,3 +155,40 @@ func TestHeadIsNotWatched(t *testing.T) {
 	warden.Revoke(registry.Errorf(registry.ErrUnauthenticated, "gone"), func(*registry.Call) bool { return true })
 	w.check(w.do("GET", "/v2/a/manifests/x"), "GET", 401, "UNAUTHORIZED")
 }
+
+// TestCutHTTP2: a stream is ended too, and the others of its connection are not.
+func TestCutHTTP2(t *testing.T) {
+	warden := new(conformance.Warden)
+	w := newWeir(t, network{"hub.test": newUpstream()}, Options{Default: hub}, Registry{Name: hub, URL: "http://hub.test"})
+	d := digest.FromString("a gigabyte")
+	w.svc.Guard, w.svc.Blobs = warden, conformance.NewSparse(t, w.svc.Blobs, giga, d)
+	bound(t, w.svc.Names, registry.Name{Space: Space, Repo: "docker.io/library/a", Ref: blobsRef + string(d)}, registry.Descriptor{Digest: d, Size: giga, MediaType: octetStream})
+	s := httptest.NewUnstartedServer(w)
+	s.EnableHTTP2, s.Config.WriteTimeout = true, reply.WriteTimeout
+	s.StartTLS()
+	defer s.Close()
+	get := func(agent string) io.ReadCloser {
+		req, err := http.NewRequestWithContext(t.Context(), "GET", s.URL+"/v2/a/blobs/"+string(d), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("User-Agent", agent)
+		resp, err := s.Client().Do(req)
+		if err != nil || resp.StatusCode != 200 || resp.ProtoMajor != 2 {
+			t.Fatal(resp, err)
+		}
+		return resp.Body
+	}
+	good, bad := get("good"), get("bad")
+	defer good.Close()
+	defer bad.Close()
+	begun := time.Now() // neither is read
+	warden.Revoke(registry.Errorf(registry.ErrDenied, "taken back"), func(c *registry.Call) bool { return c.Agent == "bad" })
+	conformance.Eventually(t, "the server has given up", func() bool { return warden.Watching() == 1 })
+	if n, err := io.Copy(io.Discard, bad); err == nil || time.Since(begun) > time.Second {
+		t.Errorf("%d bytes in %v, %v", n, time.Since(begun), err)
+	}
+	if n, err := io.CopyN(io.Discard, good, 64<<20); err != nil {
+		t.Errorf("the other one: %d bytes, %v", n, err)
+	}
+}

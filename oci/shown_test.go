@@ -210,3 +210,28 @@ func TestOpenToAll(t *testing.T) {
 		}
 	}
 }
+
+// TestAnswersToEverything: a proxy that answers every address with its own page
+// shows nothing, before or after what it was asked for is here.
+func TestAnswersToEverything(t *testing.T) {
+	w, theirs, ours := tenants(t)
+	m, _ := theirs.image(t, "secret", "s", "x")
+	layer := m.Layers[1]
+	listing(t, ours, "mine", layer)
+	w.get("/v2/ours/mine/manifests/x", 200, "")
+	ours.set(func(rw http.ResponseWriter, r *http.Request) bool {
+		send(rw, r, "<html>please log in</html>")
+		return true
+	})
+	mine := "/v2/ours/mine/blobs/" + string(layer.Digest)
+	if rec := w.do("GET", mine); rec.Code == 200 {
+		t.Errorf("not cached: %d %s", rec.Code, rec.Body)
+	}
+	w.get("/v2/theirs/secret/manifests/x", 200, "")
+	w.get("/v2/theirs/secret/blobs/"+string(layer.Digest), 200, "")
+	for range 2 {
+		if rec := w.do("GET", mine); rec.Code == 200 || strings.Contains(rec.Body.String(), "layer two") {
+			t.Errorf("cached: %d, %d bytes", rec.Code, rec.Body.Len())
+		}
+	}
+}

@@ -814,3 +814,34 @@ func TestFirm(t *testing.T) {
 		}
 	})
 }
+
+// TestNoWardenNoCost: a guard that takes nothing back costs a call nothing.
+func TestNoWardenNoCost(t *testing.T) {
+	f := newFixture()
+	f.up.docs[latest] = "one"
+	f.get(t, latest)
+	f.Guard = admitAll{}
+	c := &registry.Call{Action: registry.Pull, Name: latest}
+	if _, _, err := f.Resolve(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	open := func(open func() (registry.Blob, error)) float64 {
+		return testing.AllocsPerRun(200, func() {
+			b, err := open()
+			if err != nil {
+				t.Fatal(err)
+			}
+			b.Close()
+		})
+	}
+	w := registry.Whole(c.Name, c.Binding)
+	bare := open(func() (registry.Blob, error) { return f.Blobs.Open(t.Context(), w) })
+	through := open(func() (registry.Blob, error) { return f.Open(t.Context(), c, 0, -1) })
+	if through > bare {
+		t.Errorf("%v allocations, and %v without the service", through, bare)
+	}
+}
+
+type admitAll struct{}
+
+func (admitAll) Admit(context.Context, *registry.Call) error { return nil }

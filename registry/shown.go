@@ -66,10 +66,19 @@ type overseen struct {
 // Open implements Source.
 func (o *overseen) Open(ctx context.Context, w Want) (Blob, error) {
 	b, err := o.Upstream.Open(ctx, w)
-	if err == nil {
+	if err == nil && sized(b, w) == nil {
 		o.w.Saw(w.From, w.Digest)
 	}
 	return b, err
+}
+
+// sized is what is wrong with b if it is not as long as w says: whatever has
+// answered, a page of a proxy's for one, it is not what w's digest names.
+func sized(b Blob, w Want) error {
+	if size := b.Descriptor().Size; size >= 0 && w.Size >= 0 && size != w.Size {
+		return Errorf(ErrCorrupt, "%s has %d bytes where %d were announced", w.Digest, size, w.Size)
+	}
+	return nil
 }
 
 // Supply admits c and opens w, which says through which name and is another
@@ -93,8 +102,17 @@ func (s *Service) Supply(ctx context.Context, c *Call, w Want) (Blob, error) {
 // of the beginning of one that is left on the disk, or of the origin store. Only
 // what came without this repository's upstream having been asked costs a HEAD.
 func (s *Service) give(ctx context.Context, c *Call, w Want) (Blob, error) {
-	if s.Prove == nil || c.Binding.Shown && c.Name == w.From || !s.Prove(w.From) || s.shown(ctx, w) {
+	switch {
+	case s.Prove == nil || !s.Prove(w.From):
 		return s.Blobs.Open(ctx, w)
+	case c.Binding.Shown && c.Name == w.From || s.shown(ctx, w):
+		b, err := s.Blobs.Open(ctx, w)
+		if err == nil && sized(b, w) != nil {
+			// What its upstream has under that digest is something else.
+			defer b.Close()
+			return nil, sized(b, w)
+		}
+		return b, err
 	}
 	if w.Length == 0 {
 		// What is asked is only whether it is there, which is the proof itself, and
@@ -111,7 +129,11 @@ func (s *Service) give(ctx context.Context, c *Call, w Want) (Blob, error) {
 	case err != nil && (seen || !tells(err)):
 		return nil, err
 	case !seen:
-		if proof := s.confirm(ctx, w); proof != nil {
+		asked := w
+		if b != nil {
+			asked.Size = b.Descriptor().Size // which the digest vouches for
+		}
+		if proof := s.confirm(ctx, asked); proof != nil {
 			if b != nil {
 				b.Close()
 			}
@@ -219,6 +241,10 @@ func (s *Service) stat(ctx context.Context, w Want) (Blob, error) {
 	b, err := authority.Open(ctx, w)
 	if err != nil {
 		return nil, Wrap(ErrUnavailable, err, "ask whether "+w.From.Repo+" has "+string(w.Digest))
+	}
+	if err := sized(b, w); err != nil {
+		b.Close()
+		return nil, err
 	}
 	if s.Witness != nil {
 		s.Witness.Saw(w.From, w.Digest)

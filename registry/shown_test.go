@@ -126,6 +126,9 @@ func TestPartsLeft(t *testing.T) {
 	if _, err := read(theirs, -1); registry.KindOf(err) != registry.ErrLimited {
 		t.Fatalf("the fill was to be cut off: %v", err)
 	}
+	if up.Opens() != up.Bodies() {
+		t.Errorf("a cold pull in segments cost a question: %d opens, %d for bytes", up.Opens(), up.Bodies())
+	}
 	// It is there: they are given it without more being fetched.
 	given := up.Bytes()
 	if got, err := read(theirs, segment); err != nil || !bytes.Equal(got, data[:segment]) {
