@@ -837,7 +837,7 @@ func TestNoWardenNoCost(t *testing.T) {
 	w := registry.Whole(c.Name, c.Binding)
 	bare := open(func() (registry.Blob, error) { return f.Blobs.Open(t.Context(), w) })
 	through := open(func() (registry.Blob, error) { return f.Open(t.Context(), c, 0, -1) })
-	if through > bare+1 { // the one is as old as the second admission
+	if through > bare+1 { // one is the service's own
 		t.Errorf("%v allocations, and %v without the service", through, bare)
 	}
 }
