@@ -117,19 +117,6 @@ func through(o dynamo.Options, n *network) dynamo.Options {
 	return o
 }
 
-// TestBadNetwork has three nodes pass for one whose requests and answers get lost, and whose
-// requests come twice; what the library and the DB try again must not show.
-func TestBadNetwork(t *testing.T) {
-	s := start(t)
-	conformance.TestMetadata(t, func(t *testing.T) registry.Metadata {
-		o := s.fresh()
-		n := &network{lose: 3, deaf: 7, again: 10}
-		t.Cleanup(n.work.Wait)
-		nodes := []registry.Metadata{open(t, through(o, n)), open(t, through(o, n)), open(t, through(o, n))}
-		return node{conformance.Alternating(nodes...), o}
-	})
-}
-
 // TestUnreliable has nodes with so bad a network that they often give up.
 func TestUnreliable(t *testing.T) {
 	s := start(t)
