@@ -83,15 +83,15 @@ func (f *faults) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.Cli
 	return s, err
 }
 
-// brokenStream gives one answer and loses the rest.
+// brokenStream loses its answers. It takes them all: a stream that has failed is
+// one that has ended.
 type brokenStream struct {
 	grpc.ClientStream
 	fault fault
 }
 
 func (s *brokenStream) RecvMsg(m any) error {
-	if err := s.ClientStream.RecvMsg(m); err != nil {
-		return err
+	for s.ClientStream.RecvMsg(m) == nil {
 	}
 	return status.Error(s.fault.code, "injected in a stream")
 }

@@ -151,7 +151,6 @@ func Open(ctx context.Context, o Options) (*Metadata, error) {
 		o.Keep = defaultKeep
 	}
 	client, err := spanner.NewClientWithConfig(ctx, o.Database, spanner.ClientConfig{
-		SessionPoolConfig: spanner.DefaultSessionPoolConfig,
 		// weir has its own metrics, and dials nobody else.
 		DisableNativeMetrics: true,
 		UserAgent:            "weir",
