@@ -3,8 +3,10 @@ package entitle
 import (
 	"bytes"
 	"context"
+	"os"
 	"runtime"
-	"sync/atomic"
+	"strconv"
+	"syscall"
 	"testing"
 	"time"
 
@@ -69,92 +71,137 @@ func adopt(r *Replica, v *view) {
 	r.install(v, nil, nil)
 }
 
+// benchGrants is the size that is to be shown. WEIR_GRANTS makes it another.
 const benchGrants = 1_000_000
 
+func grants(b *testing.B) int {
+	if n, err := strconv.Atoi(os.Getenv("WEIR_GRANTS")); err == nil {
+		return n
+	}
+	return benchGrants
+}
+
+// A stopwatch is of the processor time of one goroutine, which tells on a machine
+// where others work too.
+func cpu() time.Duration {
+	var u syscall.Rusage
+	const thread = 1 // RUSAGE_THREAD
+	if err := syscall.Getrusage(thread, &u); err != nil {
+		panic(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// timed runs f n times and gives its processor time.
+func timed(n int, f func(i int)) time.Duration {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	began := cpu()
+	for i := range n {
+		f(i)
+	}
+	return (cpu() - began) / time.Duration(n)
+}
+
 func BenchmarkAdmit(b *testing.B) {
+	n := grants(b)
 	r := open(b, Options{MaxStaleness: time.Hour})
-	adopt(r, crowd(benchGrants, 10_000))
+	adopt(r, crowd(n, 10_000))
 	confirm(b, r, time.Now())
 	benchAdmit(b, r, 10_000)
 	b.Run("WithDeltas", func(b *testing.B) {
-		var stop, applied atomic.Int64
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			for i := 0; stop.Load() == 0; i++ {
-				g := granting(name("d%d", i%1000), "user:x", name("account-uid-%08d", i%10_000), name("pull oci:docker.io/new-%d/*", i))
-				rec := records{}.put(uint64(benchGrants+100+i), keyGrant+g.ID, g)
-				if err := r.Apply([]registry.Delta{step(r, rec)}); err != nil {
-					panic(err)
-				}
-				applied.Add(1)
-			}
-		}()
+		stop := make(chan struct{})
+		done := make(chan int)
+		go func() { done <- deltas(r, n, stop) }()
 		began := time.Now()
 		benchAdmit(b, r, 10_000)
-		b.Logf("%.0f deltas a second meanwhile", float64(applied.Load())/time.Since(began).Seconds())
-		stop.Store(1)
-		<-done
+		close(stop)
+		b.Logf("%.0f deltas a second meanwhile", float64(<-done)/time.Since(began).Seconds())
+	})
+	b.Run("Delta", func(b *testing.B) {
+		b.ReportAllocs()
+		took := timed(b.N, func(i int) { grantMore(r, n, i) })
+		b.ReportMetric(float64(took), "cpu-ns/op")
 	})
 	b.Run("Hermit", func(b *testing.B) {
-		adopt(r, hermit(benchGrants))
+		adopt(r, hermit(n))
 		confirm(b, r, time.Now())
 		benchAdmit(b, r, 1)
 	})
 }
 
-// benchAdmit times what comes of calls of all accounts in turn.
-func benchAdmit(b *testing.B, r *Replica, accounts int) {
-	calls := make([]registry.Call, 4096)
-	all := func(change func(i, g int, c *registry.Call)) {
-		for i := range calls {
-			g := i * 7919 % accounts // the grant that is g's own
-			c := named(name("u%d", g), name("account-uid-%08d", g), "pull", "oci", name("docker.io/acme-%d/app-%d/image/name", g%1000, g))
-			change(i, g, c)
-			calls[i] = *c
+// grantMore applies a delta of one grant.
+func grantMore(r *Replica, n, i int) {
+	g := granting(name("d%d", i%1000), "user:x", name("account-uid-%08d", i%10_000), name("pull oci:docker.io/new-%d/*", i))
+	rec := records{}.put(r.State().Version+1, keyGrant+g.ID, g)
+	if err := r.Apply([]registry.Delta{step(r, rec)}); err != nil {
+		panic(err)
+	}
+}
+
+// deltas applies them until it is stopped, and counts them.
+func deltas(r *Replica, n int, stop chan struct{}) int {
+	for i := 0; ; i++ {
+		select {
+		case <-stop:
+			return i
+		default:
+			grantMore(r, n, i)
 		}
 	}
-	run := func(what string, want error) {
+}
+
+// calls are of all accounts in turn: to what a grant of their own is about, the
+// same with a token, to what nothing is granted for, and to what is denied.
+func calls(accounts int) (hit, token, miss, deny []registry.Call) {
+	for i := range 4096 {
+		g := i * 7919 % accounts
+		if accounts > 1 && (g%5 == 4 || g%100 == 7) { // grant g is a team's, or a denial
+			g--
+		}
+		c := named(name("u%d", g), name("account-uid-%08d", g), "pull", "oci", name("docker.io/acme-%d/app-%d/image/name", g%1000, g))
+		hit = append(hit, *c)
+		c.Who.Token = name("k%d", g)
+		token = append(token, *c)
+		c.Name.Repo = "docker.io/nobody/has/this"
+		miss = append(miss, *c)
+		if g = g/100*100 + 7; g < accounts {
+			deny = append(deny, *named(name("u%d", g), name("account-uid-%08d", g), "push", "oci", name("docker.io/acme-%d/app-%d/denied", g%1000, g)))
+		}
+	}
+	return hit, token, miss, deny
+}
+
+func benchAdmit(b *testing.B, r *Replica, accounts int) {
+	hit, token, miss, deny := calls(accounts)
+	run := func(what string, list []registry.Call, want bool) {
 		b.Run(what, func(b *testing.B) {
 			b.ReportAllocs()
-			for i := 0; b.Loop(); i++ {
-				if err := r.Admit(context.Background(), &calls[i%len(calls)]); registry.KindOf(err) != want {
-					b.Fatal(err, calls[i%len(calls)])
+			took := timed(b.N, func(i int) {
+				if err := r.Admit(context.Background(), &list[i%len(list)]); (err == nil) != want {
+					b.Fatal(err, list[i%len(list)])
 				}
-			}
+			})
+			b.ReportMetric(float64(took), "cpu-ns/op")
 		})
 	}
-	own := func(_, g int, c *registry.Call) {
-		for g%5 == 4 || g%100 == 7 { // is a team's, or a denial
-			g += accounts
-		}
+	run("Hit", hit, true)
+	if accounts > 1 {
+		run("Token", token, true)
+		run("Deny", deny, false)
 	}
-	_ = own
-	all(func(_, g int, c *registry.Call) {
-		if accounts > 1 && (g%5 == 4 || g%100 == 7) {
-			g--
-			c.Who.Name, c.Who.UID, c.Name.Repo = name("u%d", g), name("account-uid-%08d", g), name("docker.io/acme-%d/app-%d/image/name", g%1000, g)
-		}
-	})
-	run("Hit", nil)
-	for i := range calls {
-		if accounts > 1 {
-			calls[i].Who.Token = "k" + calls[i].Who.Name[1:]
-		}
-	}
-	run("Token", nil)
-	all(func(_, g int, c *registry.Call) { c.Name.Repo = "docker.io/nobody/has/this" })
-	run("Miss", registry.ErrDenied)
+	run("Miss", miss, false)
 }
 
 func BenchmarkLoad(b *testing.B) {
+	n := grants(b)
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
-	v := crowd(benchGrants, 10_000)
+	v := crowd(n, 10_000)
 	runtime.GC()
 	runtime.ReadMemStats(&after)
-	b.Logf("%d bytes of memory for each grant", (after.HeapAlloc-before.HeapAlloc)/benchGrants)
+	b.Logf("%d bytes of memory for each grant", (after.HeapAlloc-before.HeapAlloc)/uint64(n))
 	var snapshot bytes.Buffer
 	if err := v.write(&snapshot); err != nil {
 		b.Fatal(err)
@@ -168,5 +215,53 @@ func BenchmarkLoad(b *testing.B) {
 		if err := r.ReadSnapshot(bytes.NewReader(snapshot.Bytes())); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// TestBounds checks what the benchmarks show at a smaller size, with slack for a
+// machine that is busy: that the cost of a check does not depend on how many
+// grants there are, that it allocates nothing, and what a delta and a grant cost.
+func TestBounds(t *testing.T) {
+	const n, accounts = 20_000, 1000
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	r := open(t, Options{MaxStaleness: time.Hour})
+	adopt(r, crowd(n, accounts))
+	confirm(t, r, time.Now())
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if each := int64(after.HeapAlloc-before.HeapAlloc) / n; each > 3000 {
+		t.Errorf("%d bytes of memory for each grant", each)
+	}
+	hit, token, _, _ := calls(accounts)
+	for what, list := range map[string][]registry.Call{"hit": hit, "token": token} {
+		i := 0
+		if allocs := testing.AllocsPerRun(2000, func() {
+			if err := r.Admit(context.Background(), &list[i%len(list)]); err != nil {
+				t.Fatal(err)
+			}
+			i++
+		}); allocs != 0 {
+			t.Errorf("%s: %v allocations", what, allocs)
+		}
+		took := timed(50_000, func(i int) { _ = r.Admit(context.Background(), &list[i%len(list)]) })
+		if t.Log(what, took); took > 5*time.Microsecond {
+			t.Errorf("%s: a check takes %v", what, took)
+		}
+	}
+	took := timed(3000, func(i int) { grantMore(r, n, i) })
+	if t.Log("delta", took); took > 500*time.Microsecond {
+		t.Errorf("a delta takes %v", took)
+	}
+	adopt(r, hermit(n))
+	confirm(t, r, time.Now())
+	one, _, miss, _ := calls(1)
+	took = timed(50_000, func(i int) { _ = r.Admit(context.Background(), &one[i%len(one)]) })
+	if t.Log("hermit", took); took > 5*time.Microsecond {
+		t.Errorf("one account with all grants: a check takes %v", took)
+	}
+	if allocs := testing.AllocsPerRun(100, func() { _ = r.Admit(context.Background(), &miss[0]) }); allocs > 40 {
+		t.Errorf("a refusal: %v allocations", allocs)
 	}
 }

@@ -134,18 +134,19 @@ func (c *change) put(rec registry.Record) {
 		c.remove(rec.Key)
 		return
 	}
+	c.remove(rec.Key)
 	r, err := read(rec.Key, rec.Value, rec.Rev)
 	c.insert(r, err, digest(rec.Key, rec.Value, rec.Rev))
 }
 
-// insert is put for a record that has been read; err is why it has no effect.
+// insert is put for a record that has been read and whose key is new; err is why
+// it has no effect.
 func (c *change) insert(r *record, err error, hash sum) {
 	if err != nil {
 		if c.failed++; len(c.unread) < 4 {
 			c.unread = append(c.unread, err)
 		}
 	}
-	c.remove(r.key)
 	if err := c.txn.Insert(recordTable, r); err != nil {
 		panic(err) // the indexers never fail
 	}
