@@ -76,7 +76,7 @@ func (r *Replica) Account(name string) (registry.Account, bool) {
 	if !ok {
 		return registry.Account{}, false
 	}
-	c := *a
+	c := a.Account
 	c.Teams = slices.Clone(a.Teams)
 	return c, true
 }

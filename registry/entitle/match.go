@@ -51,7 +51,7 @@ func (v *view) decide(c *registry.Call, now int64) verdict {
 		if tok != nil {
 			rights, d.until = tok.rights, tok.until
 		}
-		own = v.owned(a, c, l)
+		v.compiled(a).tally(&own, c, l)
 	}
 	switch {
 	case now < own.deny:
@@ -59,7 +59,12 @@ func (v *view) decide(c *registry.Call, now int64) verdict {
 	case now < own.allow:
 		d.until = min(d.until, own.allow)
 	default:
-		anyone := v.anyone(c, l)
+		var anyone tally
+		for _, s := range [...]*subject{v.anyone, v.configured} {
+			if s != nil {
+				s.tally(&anyone, c, l)
+			}
+		}
 		if now < anyone.deny || now >= anyone.allow {
 			return verdict{outcome: ungranted}
 		}
@@ -78,7 +83,7 @@ func (v *view) decide(c *registry.Call, now int64) verdict {
 }
 
 // identify finds the account of a named principal, and the token if it has one.
-func (v *view) identify(p *registry.Principal, now int64) (*registry.Account, *token, outcome) {
+func (v *view) identify(p *registry.Principal, now int64) (*member, *token, outcome) {
 	a, ok := v.accounts.get(p.Name)
 	if !ok || a.UID != p.UID {
 		return nil, nil, gone
@@ -97,30 +102,6 @@ func (v *view) identify(p *registry.Principal, now int64) (*registry.Account, *t
 		return nil, nil, expired
 	}
 	return a, tok, admitted
-}
-
-// owned adds up what is granted to an account and its teams.
-func (v *view) owned(a *registry.Account, c *registry.Call, l int) (t tally) {
-	if s, ok := v.subjects.get(a.UID); ok {
-		s.tally(&t, c, l)
-	}
-	for _, uid := range a.Teams {
-		if s, ok := v.subjects.get(uid); ok && s.teams > 0 {
-			s.tally(&t, c, l)
-		}
-	}
-	return t
-}
-
-// anyone adds up what is granted to anonymous.
-func (v *view) anyone(c *registry.Call, l int) (t tally) {
-	if s, ok := v.subjects.get(""); ok {
-		s.tally(&t, c, l)
-	}
-	if v.configured != nil {
-		v.configured.tally(&t, c, l)
-	}
-	return t
 }
 
 // only reports whether c is within what its short-lived token is for.

@@ -31,7 +31,7 @@ type record struct {
 	key   string
 	value []byte
 	rev   uint64
-	what  any // *registry.Account, *registry.Team, *token, *grant, *registry.SigningKey, database, or nil
+	what  any // *member, *registry.Team, *token, *grant, *registry.SigningKey, database, or nil
 }
 
 type database string
@@ -93,8 +93,8 @@ func read(key string, value []byte, rev uint64) (*record, error) {
 		}
 		r.what = database(id)
 	case strings.HasPrefix(key, keyAccount):
-		a := &registry.Account{}
-		err = decode(value, a)
+		a := &member{}
+		err = decode(value, &a.Account)
 		if err == nil && (a.Name != key[len(keyAccount):] || a.Name == "" || a.UID == "") {
 			err = fmt.Errorf("it is of %q with the UID %q", a.Name, a.UID)
 		}

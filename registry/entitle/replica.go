@@ -267,7 +267,7 @@ func (r *Replica) FullyOpen(space string) bool {
 		return false
 	}
 	var t tally
-	for _, s := range []*subject{v.configured, v.anonymous()} {
+	for _, s := range []*subject{v.configured, v.anyone} {
 		if s == nil {
 			continue
 		}
@@ -282,11 +282,6 @@ func (r *Replica) FullyOpen(space string) bool {
 		}
 	}
 	return now.UnixNano() < t.allow
-}
-
-func (v *view) anonymous() *subject {
-	s, _ := v.subjects.get("")
-	return s
 }
 
 // What the ring of deltas holds at most.

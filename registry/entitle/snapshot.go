@@ -55,10 +55,15 @@ type view struct {
 	bytes    int64 // of keys and values
 	hash     sum
 	db       *memdb.MemDB // nobody writes to this one but the change that makes the next view
-	accounts table[*registry.Account]
+	accounts table[*member]
 	subjects table[*subject] // by UID; "" is anonymous
 	tokens   table[*token]   // by ID
 	keys     []registry.SigningKey
+	// serial counts the changes; touched says which one was the last to touch the
+	// subjects of a slot, so that what was made of them is known to hold still.
+	serial  uint64
+	touched *[slots]uint64
+	anyone  *subject // the subject "", nil if there is none
 	// configured is what the node's own configuration grants to anonymous.
 	configured *subject
 }
@@ -72,9 +77,10 @@ func newView(configured *subject) *view {
 	return &view{
 		// A snapshot of a memdb can be written to, and wakes nobody who watches.
 		db:         db.Snapshot(),
-		accounts:   table[*registry.Account]{seed: seed},
+		accounts:   table[*member]{seed: seed},
 		subjects:   table[*subject]{seed: seed},
 		tokens:     table[*token]{seed: seed},
+		touched:    new([slots]uint64),
 		configured: configured,
 	}
 }
@@ -107,6 +113,7 @@ type change struct {
 	view
 	edit     *edit
 	txn      *memdb.Txn
+	copied   bool                // touched is the change's own
 	affected map[string]struct{} // the UIDs for which anything is different; nil: nobody asks
 	unread   []error             // why records have no effect; the first few
 	failed   int                 // how many have none
@@ -114,6 +121,7 @@ type change struct {
 
 func (v *view) change() *change {
 	c := &change{view: *v, edit: &edit{}}
+	c.serial++
 	c.db = v.db.Snapshot()
 	c.txn = c.db.Txn(true)
 	return c
@@ -123,6 +131,7 @@ func (v *view) change() *change {
 func (c *change) commit() *view {
 	c.txn.Commit()
 	v := c.view
+	v.anyone, _ = v.subjects.get("")
 	return &v
 }
 
@@ -178,7 +187,7 @@ func (c *change) effect(r *record, come bool) {
 		if c.database = ""; come {
 			c.database = string(w)
 		}
-	case *registry.Account:
+	case *member:
 		if c.affect(w.UID); come {
 			c.accounts = c.accounts.set(c.edit, w.Name, w)
 		} else {
@@ -220,6 +229,11 @@ func (c *change) effect(r *record, come bool) {
 // regard changes the subject with a UID.
 func (c *change) regard(uid string, f func(*subject) *subject) {
 	c.affect(uid)
+	if !c.copied {
+		touched := *c.touched
+		c.touched, c.copied = &touched, true
+	}
+	c.touched[c.slot(uid)] = c.serial
 	s, _ := c.subjects.get(uid)
 	if s = f(s); s.empty() {
 		c.subjects = c.subjects.remove(c.edit, uid)

@@ -2,6 +2,7 @@ package entitle
 
 import (
 	"slices"
+	"unique"
 
 	"github.com/weir-registry/weir/registry"
 )
@@ -58,7 +59,7 @@ func (s *subject) with(e *edit, g *grant) *subject {
 	i := s.find(g.right.Space)
 	if i < 0 {
 		i = len(s.spaces)
-		s.spaces = append(s.spaces, space{name: g.right.Space})
+		s.spaces = append(s.spaces, space{name: unique.Make(g.right.Space).Value()})
 	}
 	s.spaces[i].root = s.spaces[i].root.with(e, g)
 	return s

@@ -78,13 +78,14 @@ func (t *tally) add(r *rule, level int) {
 // A node of a trie over the literal beginnings of patterns. Nodes with nothing
 // filed at them and a single child do not exist, but for the root.
 type node struct {
-	edit   *edit
+	// What every check looks at comes first, so that it is close together.
 	label  string // the bytes between the parent and this node; never empty but for the root
 	heads  string // the first bytes of the children's labels, in their order
 	kids   []*node
-	exact  *rule   // of the pattern that ends here
 	prefix *rule   // of the pattern that goes on with "*" alone
 	more   []*rule // of patterns that go on with "*" and other things, one for each grant
+	exact  *rule   // of the pattern that ends here
+	edit   *edit
 }
 
 // tally adds up what matches s. It costs len(s), and one comparison for each
