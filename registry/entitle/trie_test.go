@@ -50,6 +50,9 @@ func TestTrie(t *testing.T) {
 			if v.s == nil {
 				continue
 			}
+			for _, sp := range v.s.spaces {
+				checkShape(t, sp.root, true)
+			}
 			c := w.call()
 			for l, a := range []registry.Action{registry.Pull, registry.Push, registry.Admin} {
 				c.Action = a
@@ -68,6 +71,20 @@ func TestTrie(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// checkShape checks that there is no node that need not be.
+func checkShape(t *testing.T, n *node, root bool) {
+	idle := n.exact == nil && n.prefix == nil && len(n.more) == 0
+	if idle && (len(n.kids) == 0 || len(n.kids) == 1 && !root) || n.label == "" != root || len(n.heads) != len(n.kids) {
+		t.Fatalf("a node of no use: %+v", n)
+	}
+	for i, kid := range n.kids {
+		if kid.label[0] != n.heads[i] {
+			t.Fatalf("a child that is not found: %+v", n)
+		}
+		checkShape(t, kid, false)
 	}
 }
 

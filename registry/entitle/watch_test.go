@@ -320,6 +320,28 @@ func TestWatchRace(t *testing.T) {
 	}
 }
 
+// TestWatchMeanwhile has a change come between the decision about a call and its
+// place in the index, where nobody who looks for the calls of the change finds it.
+func TestWatchMeanwhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r *Replica
+		var between func()
+		r = open(t, Options{Now: func() time.Time {
+			if f := between; f != nil {
+				between = nil
+				f()
+			}
+			return time.Now()
+		}})
+		m, told := people(), make(cuts, 9)
+		m.load(t, r, 4)
+		synctest.Wait()
+		between = func() { apply(t, r, m.put(5, keyGrant+"a", nil)) }
+		defer r.Watch(named("ann", "UA", "pull", "oci", "ann/x"), told.revoked)()
+		told.one(t, registry.ErrDenied, "removed meanwhile")
+	})
+}
+
 // TestWatchOnlyAffected checks that a change looks at no call that it cannot
 // concern.
 func TestWatchOnlyAffected(t *testing.T) {
