@@ -28,10 +28,17 @@ type matcher struct {
 	spaces  []roots
 }
 
+// roots are the rules of one space: those of small subjects in lists, of large
+// ones, whose lists would take too long to make after each change, in tries.
 type roots struct {
-	space string
-	nodes []*node
+	space   string
+	lists   []*list
+	lengths lengths // of all the lists
+	nodes   []*node
 }
+
+// listMost is how many grants a subject may have to be small.
+const listMost = 2048
 
 func (v *view) slot(uid string) uint16 { return uint16(maphash.String(v.subjects.seed, uid) % slots) }
 
@@ -81,7 +88,13 @@ func (m *matcher) add(v *view, uid string, team bool) {
 		if i == len(m.spaces) {
 			m.spaces = append(m.spaces, roots{space: sp.name})
 		}
-		m.spaces[i].nodes = append(m.spaces[i].nodes, sp.root)
+		if at := &m.spaces[i]; s.grants <= listMost {
+			l := sp.compact()
+			at.lists = append(at.lists, l)
+			at.lengths.join(&l.lengths)
+		} else {
+			at.nodes = append(at.nodes, sp.root)
+		}
 	}
 }
 
@@ -94,8 +107,28 @@ func (m *matcher) tally(t *tally, c *registry.Call, level int) {
 		if m.spaces[i].space != c.Name.Space {
 			continue
 		}
-		for _, n := range m.spaces[i].nodes {
-			n.tally(t, c.Name.Repo, level)
+		m.spaces[i].tally(t, c.Name.Repo, level)
+	}
+}
+
+func (r *roots) tally(t *tally, s string, level int) {
+	for _, n := range r.nodes {
+		n.tally(t, s, level)
+	}
+	if len(r.lists) == 0 {
+		return
+	}
+	h := uint32(fnvBasis)
+	for i := 0; i <= len(s) && i <= r.lengths.longest; i++ {
+		if r.lengths.has(i) {
+			for _, l := range r.lists {
+				if l.lengths.has(i) {
+					l.probe(t, h, s, i, level)
+				}
+			}
+		}
+		if i < len(s) {
+			h = (h ^ uint32(s[i])) * fnvPrime
 		}
 	}
 }

@@ -2,6 +2,7 @@ package entitle
 
 import (
 	"slices"
+	"sync/atomic"
 	"unique"
 
 	"github.com/weir-registry/weir/registry"
@@ -12,6 +13,7 @@ import (
 type subject struct {
 	all     *rule // of "ACTION *"
 	spaces  []space
+	grants  int
 	denials int // how many of its grants are denials
 	teams   int // how many teams have its UID: none, if it is no team or one that is gone
 }
@@ -19,6 +21,17 @@ type subject struct {
 type space struct {
 	name string
 	root *node
+	list *atomic.Pointer[list] // of root's rules, once somebody has needed it
+}
+
+// compact is the list of a space's rules.
+func (s *space) compact() *list {
+	if l := s.list.Load(); l != nil {
+		return l
+	}
+	l := newList(s.root)
+	s.list.Store(l)
+	return l
 }
 
 // tally adds up what matches c.
@@ -49,6 +62,7 @@ func (s *subject) empty() bool { return s.all == nil && len(s.spaces) == 0 && s.
 
 func (s *subject) with(e *edit, g *grant) *subject {
 	s = s.clone()
+	s.grants++
 	if g.deny {
 		s.denials++
 	}
@@ -62,12 +76,14 @@ func (s *subject) with(e *edit, g *grant) *subject {
 		s.spaces = append(s.spaces, space{name: unique.Make(g.right.Space).Value()})
 	}
 	s.spaces[i].root = s.spaces[i].root.with(e, g)
+	s.spaces[i].list = new(atomic.Pointer[list])
 	return s
 }
 
 // without is s without g, which it has.
 func (s *subject) without(e *edit, g *grant) *subject {
 	s = s.clone()
+	s.grants--
 	if g.deny {
 		s.denials--
 	}
@@ -78,6 +94,7 @@ func (s *subject) without(e *edit, g *grant) *subject {
 	i := s.find(g.right.Space)
 	if root := s.spaces[i].root.without(e, g); root != nil {
 		s.spaces[i].root = root
+		s.spaces[i].list = new(atomic.Pointer[list])
 	} else {
 		s.spaces = slices.Delete(s.spaces, i, i+1)
 	}

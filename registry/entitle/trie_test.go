@@ -69,6 +69,19 @@ func TestTrie(t *testing.T) {
 				if got != want {
 					t.Fatalf("step %d: %s %v: %+v, want %+v", i, a, c.Name, got, want)
 				}
+				var listed tally
+				if v.s.all != nil {
+					listed.add(v.s.all, l)
+				}
+				for i := range v.s.spaces {
+					if sp := &v.s.spaces[i]; sp.name == c.Name.Space {
+						one := roots{lists: []*list{sp.compact()}, lengths: sp.compact().lengths}
+						one.tally(&listed, c.Name.Repo, l)
+					}
+				}
+				if listed != want {
+					t.Fatalf("step %d: %s %v: %+v in lists, want %+v", i, a, c.Name, listed, want)
+				}
 			}
 		}
 	}
