@@ -253,7 +253,7 @@ func (f *follower) behind(payload []byte) error {
 	if err != nil {
 		return err
 	}
-	if own := f.c.o.Copy.State(); own.Version > s.Version && !f.fresh && s.Confirmed.After(f.change.Add(wentBack)) {
+	if own := f.c.o.Copy.State(); own.Version > s.Version && s.Confirmed.After(f.change.Add(wentBack)) {
 		return registry.Errorf(registry.ErrConflict, "version %d of %s has been confirmed since this node has version %d: the database has gone back", s.Version, f.n.host, own.Version)
 	}
 	return nil

@@ -60,11 +60,18 @@ func (c *Client) leave(n *behind) {
 	}
 }
 
-func (c *Client) takeLeft() *behind {
+// takeLeft is the node to be told that it has been left, now that another has
+// been told how this one is; nil if there is none.
+func (c *Client) takeLeft(told *behind) *behind {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	n := c.left
-	c.left = nil
+	if n == told && c.followed != told {
+		return nil // that report was under way when it was left
+	}
+	if c.left = nil; n == told {
+		return nil // it is followed again
+	}
 	return n
 }
 
@@ -141,7 +148,7 @@ func (c *Client) tell(ctx context.Context, n *behind, list []registry.NodeStandi
 		c.o.Log.Debug("a node behind could not be told how this one's copy is", "node", n.host, "err", err)
 		return false
 	}
-	if left := c.takeLeft(); left != nil && left != n {
+	if left := c.takeLeft(n); left != nil {
 		go func() { _ = c.post(ctx, left, report{Gone: true}) }() // it forgets by itself, too
 	}
 	return true

@@ -222,12 +222,13 @@ func (s *stream) step() (more bool, err error) {
 		return false, registry.Errorf(registry.ErrGone, "this node follows another database now")
 	}
 	switch {
-	case !s.have:
-		return s.snapshot(own.Version)
 	case s.version > own.Version:
 		// It followed a node that is ahead of this one, or the database has
-		// lost something. It can tell which.
+		// lost something. It can tell which. A snapshot that is older it would
+		// not take.
 		return false, s.send(s.state(helloFrame, own))
+	case !s.have:
+		return s.snapshot(own.Version)
 	case s.version == own.Version && s.hash != "" && s.hash != own.Hash:
 		s.have = false // it has something else under this version
 		return true, nil

@@ -118,7 +118,7 @@ func TestNonsense(t *testing.T) {
 		"an end of nothing":   frame(relay.EndFrame, "\x00\x00\x00\x00\x00\x00\x00\x00"),
 		"no snapshot":         append(frame(relay.PieceFrame, "noise"), relay.AppendFrame(nil, relay.EndFrame, []byte("\x00\x00\x00\x00\x00\x00\x00\x05"))...),
 		"a snapshot unended":  append(frame(relay.PieceFrame, `{"Database":"db",`), frame(relay.ConfirmFrame, string(state(1, "")))...),
-		"a short snapshot":    append(frame(relay.PieceFrame, `{"Database":"db"}`), relay.AppendFrame(nil, relay.EndFrame, []byte("\x00\x00\x00\x00\x00\x00\x00\x06"))...),
+		"a short snapshot":    append(frame(relay.PieceFrame, `{"Database":"db","Version":99}`), relay.AppendFrame(nil, relay.EndFrame, []byte("\x00\x00\x00\x00\x00\x00\x00\x06"))...),
 		"byes alone":          frame(relay.ByeFrame, ""),
 	} {
 		var asked atomic.Int64
