@@ -147,6 +147,21 @@ func TestGap(t *testing.T) {
 	edge.has(origin)
 }
 
+// TestOtherHash: who comes with a copy that is wrong is sent a snapshot without
+// having to ask.
+func TestOtherHash(t *testing.T) {
+	t.Parallel()
+	p := newPKI(t)
+	origin := start(t, p, "origin", setup{database: "db"})
+	wrong := origin.copied()
+	wrong.damage()
+	edge := start(t, p, "edge", setup{next: []string{origin.url()}, rep: wrong})
+	edge.has(origin)
+	if snapshots, _ := edge.rep.counts(); snapshots != 1 || edge.meter.count("entitlements gap") != 0 {
+		t.Errorf("%d snapshots; %v", snapshots, edge.meter.events)
+	}
+}
+
 // TestOutrun: who was away for more changes than are kept takes a snapshot, and
 // who was away for less does not.
 func TestOutrun(t *testing.T) {
