@@ -155,6 +155,13 @@ func (t *Trust) admit(certs []*x509.Certificate) *refusal {
 	return nil
 }
 
+// Admits reports whether the node that a request came from would be let through
+// by [Trust.Handler] now. It is for answers that take long: a node may be revoked
+// meanwhile. It is cheap, and notes nothing.
+func (t *Trust) Admits(r *http.Request) bool {
+	return r.TLS != nil && t.admit(r.TLS.PeerCertificates) == nil
+}
+
 // NodeOf is the name of the node that a request came from. It is right only
 // for requests that a [Trust.Handler] has let through; "" if there is none.
 func NodeOf(r *http.Request) string {

@@ -179,6 +179,9 @@ func TestRevokedOnAnOpenConnection(t *testing.T) {
 	if code, text := ask(); code != 200 {
 		t.Fatal(code, text)
 	}
+	if !shield.admitsLast() || shield.Admits(new(http.Request)) {
+		t.Fatal("a running request of a node that is admitted, or one without a certificate, is judged wrongly")
+	}
 	pending := shield.invite(t, InviteOptions{Name: "edge1"})
 	out, err := shield.edit(t).Revoke("edge1", false)
 	if err != nil || len(out.Serials) != 1 || out.Codes != 1 || out.Equal {
@@ -186,6 +189,9 @@ func TestRevokedOnAnOpenConnection(t *testing.T) {
 	}
 	if code, text := ask(); code != 403 || !strings.HasPrefix(text, "edge1 has been revoked; ") {
 		t.Fatal(code, text)
+	}
+	if shield.admitsLast() {
+		t.Fatal("a running request of a node that has been revoked goes on")
 	}
 	edge.wantRefused(t, shield, revoked, "edge1 has been revoked")
 	other.wantHello(t, shield, "edge2")

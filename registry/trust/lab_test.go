@@ -87,8 +87,9 @@ type testNode struct {
 	clock *fakeClock
 	meter *counter
 	log   *buffer
-	addr  string // host:port, if it listens
-	inner int    // requests that were let through; guarded by mu
+	addr  string        // host:port, if it listens
+	inner int           // requests that were let through; guarded by mu
+	last  *http.Request // guarded by mu; the last that was let through
 	mu    sync.Mutex
 }
 
@@ -146,11 +147,20 @@ func (n *testNode) serve(t testing.TB) {
 	srv := &http.Server{ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0), Handler: n.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		n.mu.Lock()
 		n.inner++
+		n.last = r
 		n.mu.Unlock()
 		fmt.Fprintf(w, "hello %s", NodeOf(r))
 	}))}
 	go srv.Serve(tls.NewListener(l, n.Server()))
 	t.Cleanup(func() { srv.Close() })
+}
+
+// admitsLast reports whether the node whose request was let through last would
+// be now.
+func (n *testNode) admitsLast() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.Admits(n.last)
 }
 
 func (n *testNode) served() int {
