@@ -185,7 +185,11 @@ func (a *Authority) checkNarrow(ctx context.Context, by registry.Principal, spec
 	if err != nil {
 		return err
 	}
-	if len(parent.Rights) > 0 && !within(parent.Rights, inner) {
+	outer, err := parseRights(parent.Rights)
+	if err != nil {
+		return err
+	}
+	if len(outer) > 0 && !within(outer, inner) {
 		return wider("is only for " + strings.Join(parent.Rights, ", "))
 	}
 	if len(parent.From) > 0 && (len(spec.From) == 0 || slices.ContainsFunc(spec.From, func(p netip.Prefix) bool { return !inside(parent.From, p) })) {
@@ -195,20 +199,6 @@ func (a *Authority) checkNarrow(ctx context.Context, by registry.Principal, spec
 		return wider("ends at " + ends.UTC().Format(time.RFC3339))
 	}
 	return nil
-}
-
-// within reports whether each of some rights is covered by one of others. No
-// rights at all are not: they stand for everything.
-func within(outer []string, inner []right) bool {
-	for _, r := range inner {
-		if !slices.ContainsFunc(outer, func(text string) bool {
-			o, err := parseRight(text)
-			return err == nil && o.covers(r)
-		}) {
-			return false
-		}
-	}
-	return len(inner) > 0
 }
 
 // inside reports whether a network lies in one of others.
