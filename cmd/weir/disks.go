@@ -57,7 +57,8 @@ type nodeStatus struct {
 // admin is what operators can ask the node with this data directory.
 func (n *node) admin(data string) ops.Admin {
 	return ops.Admin{
-		Status: func() any { return n.status(data) },
+		Accounts: n.accountsAPI,
+		Status:   func() any { return n.status(data) },
 		Verify: func(ctx context.Context, rate int64, report func(any) error) error {
 			last, err := n.scrub(ctx, rate, func(l verifyLine) { report(l) })
 			if ctx.Err() != nil {

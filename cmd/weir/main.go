@@ -40,7 +40,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 	root.SetVersionTemplate("weir {{.Version}}\n")
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(serveCommand(), configCommand(), tiersCommand(), verifyCommand(), statusCommand(), versionCommand())
+	root.AddCommand(serveCommand(), configCommand(), tiersCommand(), userCommand(), robotCommand(), teamCommand(), tokenCommand(), grantCommand(),
+		verifyCommand(), statusCommand(), versionCommand())
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)

@@ -52,6 +52,9 @@ type node struct {
 	origin  io.Closer      // that store, if it wants to be closed; nil: it does not
 	tiers   http.Handler   // for nodes in front; nil: none
 
+	accounts    *accounts    // on the node with the metadata database; nil elsewhere
+	accountsAPI http.Handler // for administrators
+
 	onDisk    registry.Store // the tier of disks, with what is behind it
 	scrubbing sync.Mutex     // held while a scrub runs
 }
@@ -100,6 +103,9 @@ func newNode(c *Config, data *dataDir, log *slog.Logger, npmURL string, noNPM er
 	}
 	// All bindings are an upstream's so far: they can be had again.
 	if n.names, err = names.Open(data.file("names.db"), names.Options{Volatile: true, Log: log}); err != nil {
+		return nil, err
+	}
+	if err := n.newAccounts(c, data, log, guard); err != nil {
 		return nil, err
 	}
 	n.service = &registry.Service{
@@ -237,6 +243,9 @@ func (n *node) Close() error {
 	}
 	if n.origin != nil {
 		errs = append(errs, n.origin.Close())
+	}
+	if n.accounts != nil {
+		errs = append(errs, n.accounts.Close())
 	}
 	for _, g := range []*peer.Group{n.next, n.peers} {
 		if g != nil {

@@ -20,12 +20,15 @@ type Admin struct {
 	// (0: as fast as it can), and reports lines of progress, the last of which
 	// is the result.
 	Verify func(ctx context.Context, rate int64, report func(line any) error) error
+	// Accounts answers all under /admin/v1/. It knows itself who may ask.
+	Accounts http.Handler
 }
 
 // mount adds what a has to mux:
 //
 //	GET  /admin/status         JSON
 //	POST /admin/verify?rate=N  lines of JSON while it runs
+//	     /admin/v1/…           accounts
 func (a Admin) mount(mux *http.ServeMux) {
 	if a.Status != nil {
 		mux.HandleFunc("GET /admin/status", func(w http.ResponseWriter, _ *http.Request) {
@@ -36,6 +39,9 @@ func (a Admin) mount(mux *http.ServeMux) {
 	}
 	if a.Verify != nil {
 		mux.HandleFunc("POST /admin/verify", a.verify)
+	}
+	if a.Accounts != nil {
+		mux.Handle("/admin/v1/", a.Accounts)
 	}
 }
 

@@ -13,7 +13,8 @@ import (
 //	/healthz  200 as long as the process can answer at all
 //	/readyz   200 while ready returns nil, else 503 with its error in one line
 //
-// and what a offers under /admin/. There is no authentication: the address belongs on a network of operators.
+// and what a offers under /admin/. There is no authentication except for accounts: the address
+// belongs on a network of operators.
 func Handler(m *Metrics, a Admin, ready func() error) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(m.gather, promhttp.HandlerOpts{}))
