@@ -78,7 +78,12 @@ func TestUsage(t *testing.T) {
 
 func TestHelp(t *testing.T) {
 	for _, args := range [][]string{{}, {"--help"}, {"serve", "--help"}, {"config"}, {"config", "check", "--help"}, {"config", "show", "--help"}, {"version", "--help"},
-		{"tiers"}, {"tiers", "invite", "--help"}, {"tiers", "join", "--help"}, {"tiers", "ls", "--help"}, {"tiers", "revoke", "--help"}} {
+		{"tiers"}, {"tiers", "invite", "--help"}, {"tiers", "join", "--help"}, {"tiers", "ls", "--help"}, {"tiers", "revoke", "--help"},
+		{"user"}, {"user", "add", "--help"}, {"user", "list", "--help"}, {"user", "show", "--help"}, {"user", "remove", "--help"}, {"user", "password", "--help"},
+		{"user", "disable", "--help"}, {"user", "enable", "--help"}, {"robot"}, {"robot", "add", "--help"}, {"robot", "list", "--help"},
+		{"team"}, {"team", "add", "--help"}, {"team", "join", "--help"}, {"team", "leave", "--help"}, {"team", "show", "--help"},
+		{"token"}, {"token", "create", "--help"}, {"token", "list", "--help"}, {"token", "show", "--help"}, {"token", "revoke", "--help"},
+		{"grant"}, {"grant", "add", "--help"}, {"grant", "deny", "--help"}, {"grant", "list", "--help"}, {"grant", "revoke", "--help"}} {
 		code, stdout, stderr := try(args...)
 		if code != 0 || stderr != "" || !strings.Contains(stdout, "Usage:") || !strings.Contains(stdout, "Examples:\n  weir ") {
 			t.Errorf("weir %q: %d %q %q", args, code, stdout, stderr)
