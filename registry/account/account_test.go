@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/weir-registry/weir/registry"
@@ -513,4 +514,31 @@ func TestRecordsAreOfTheRegistrysTypes(t *testing.T) {
 			}
 		}
 	}
+}
+
+func TestRunDoesWhatIsDue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, func(o *Options) { o.Now = time.Now })
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { l.Run(ctx) })
+		l.robot("ci")
+		nt, err := l.CreateTokenFor(ctx, root, "ci", registry.TokenSpec{Kind: exchange, Lifetime: time.Hour})
+		l.must(err)
+		l.Used(map[string]time.Time{nt.ID: time.Now()})
+		time.Sleep(usedRound + time.Second)
+		if n := len(l.keys(usedPrefix)); n != 1 {
+			t.Errorf("%d uses are written after %v", n, usedRound)
+		}
+		time.Sleep(time.Hour + sweepRound)
+		if left := append(l.keys(usedPrefix), l.keys(tokenPrefix)...); len(left) != 0 {
+			t.Errorf("left after its end: %v", left)
+		}
+		time.Sleep(24 * time.Hour)
+		if n := len(l.replica.Keys()); n != 2 {
+			t.Errorf("%d keys after a day", n)
+		}
+		cancel()
+		wg.Wait()
+	})
 }
