@@ -199,6 +199,8 @@ func (h *admin) admit(w http.ResponseWriter, r *http.Request) (*caller, error) {
 		}
 		return nil, registry.Errorf(registry.ErrInvalid, "the request did not arrive")
 	}
+	// What is done now may take longer.
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 	return c, nil
 }
 
