@@ -176,6 +176,7 @@ func TestAuditsLeaveOut(t *testing.T) {
 		`{"name":"x","requires":{"@acme/right":"1"},"dependencies":{}}`:                                                         401,
 		`{"name":"x","requires":true,"dependencies":{"left":{"version":"1.0.0","dependencies":{"@acme/right":{"version":1}}}}}`: 401,
 		`{"dependencies":{"dependencies":{"version":"1.0.0","requires":{"@acme/right":"1"}}}}`:                                  401,
+		`{"dependencies":{"requires":{"@acme/right":"a member of the package called requires"}}}`:                               200,
 		`{"dependencies":{"requires":{"version":"@acme/right","x":["@acme/right",{"@acme/right":1}]}}}`:                         200,
 		`{"dependencies":`: 400, `[`: 400, ``: 400, `nonsense`: 400,
 	} {

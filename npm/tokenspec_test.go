@@ -3,11 +3,13 @@ package npm
 import (
 	"context"
 	"fmt"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/weir-registry/weir/conformance/accountlab"
 	"github.com/weir-registry/weir/registry"
 )
 
@@ -178,4 +180,24 @@ func FuzzUnseal(f *testing.F) {
 			t.Fatalf("%q is taken for %q: %v", changed, sealed, err)
 		}
 	})
+}
+
+// TestOldPage: the page of a login takes no password for one that has expired.
+func TestOldPage(t *testing.T) {
+	p := accountlab.New()
+	h := New(Config{Logins: p, Identities: p.Identities()})
+	for age, want := range map[time.Duration]int{loginTime - time.Minute: 200, loginTime + time.Minute: 404, -time.Hour: 404} {
+		page, err := seal(p.Keys(), begun{ID: "x", From: "192.0.2.1", At: time.Now().Add(-age)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest("GET", "/-/v1/login/"+page, nil))
+		if w.Code != want || strings.Contains(w.Body.String(), "<form") != (want == 200) {
+			t.Errorf("%v old: %d %s", age, w.Code, w.Body)
+		}
+		if want == 200 && !strings.Contains(w.Body.String(), "9 minutes ago") && !strings.Contains(w.Body.String(), "10 minutes ago") {
+			t.Error(w.Body)
+		}
+	}
 }
