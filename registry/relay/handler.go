@@ -124,9 +124,9 @@ func (h *Handler) Followers() int {
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	rc := http.NewResponseController(w)
 	// A test's recorder has no deadlines. What the last request on a connection
-	// left may be over, and what this one leaves must not be the next one's.
+	// left may be over; and what is buffered when this one ends is to be taken too.
 	_ = rc.SetWriteDeadline(time.Now().Add(writeTime))
-	defer func() { _ = rc.SetWriteDeadline(time.Time{}) }()
+	defer func() { _ = rc.SetWriteDeadline(time.Now().Add(writeTime)) }()
 	verb, account := strings.CutPrefix(r.URL.Path, accountPath)
 	method := http.MethodPost
 	if r.URL.Path == streamPath {
