@@ -261,6 +261,7 @@ func TestUnknownKeysAskSeldom(t *testing.T) {
 
 // TestRealIssuer takes tokens from oidc-provider.
 func TestRealIssuer(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(lab.Root(t), ".tools", "oidc")
 	script, err := filepath.Abs(filepath.Join("testdata", "issuer.mjs"))
 	if err != nil {

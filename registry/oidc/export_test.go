@@ -11,11 +11,5 @@ func (e *Exchange) SetPause(d time.Duration) {
 	}
 }
 
-// Glob and Find are glob and find.
+// Glob is glob.
 func Glob(pattern, s string) bool { return glob(pattern, s) }
-
-func Find(c map[string]any, path string) []any {
-	var found []any
-	find(c, path, &found)
-	return found
-}

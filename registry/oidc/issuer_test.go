@@ -33,12 +33,15 @@ type fake struct {
 	answer func(w http.ResponseWriter, r *http.Request) bool // guarded by mu; true: it has answered
 }
 
+// keyOfMany is the RSA key of all fakes: making one takes long.
+var keyOfMany = sync.OnceValues(func() (*rsa.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, 2048) })
+
 // newFake makes an issuer whose key "r1" is RSA and "e1" is elliptic.
 func newFake(t testing.TB) *fake {
 	t.Helper()
 	f := &fake{}
 	var err error
-	if f.rsa, err = rsa.GenerateKey(rand.Reader, 2048); err != nil {
+	if f.rsa, err = keyOfMany(); err != nil {
 		t.Fatal(err)
 	}
 	if f.ec, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {

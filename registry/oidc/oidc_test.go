@@ -368,8 +368,8 @@ func TestConcurrent(t *testing.T) {
 	e := f.exchange(t, nil)
 	jwt := f.token(t, nil)
 	leaver, leave := context.WithCancel(t.Context())
-	var group sync.WaitGroup
-	group.Go(func() { // it may well be the one that has begun the question
+	var left, group sync.WaitGroup
+	left.Go(func() { // it may well be the one that has begun the question
 		if _, err := e.Check(leaver, jwt); !errors.Is(err, registry.ErrUnavailable) {
 			t.Errorf("who left: %v", err)
 		}
@@ -382,6 +382,7 @@ func TestConcurrent(t *testing.T) {
 		})
 	}
 	leave()
+	left.Wait()
 	close(held)
 	group.Wait()
 	if f.fetches.Load() != 1 || f.discoveries.Load() != 1 {
