@@ -190,6 +190,7 @@ func benchAdmit(b *testing.B, r *Replica, accounts int) {
 		})
 	}
 	run("Hit", hit, true)
+	run("Few", hit[:64], true) // accounts in turn
 	if accounts > 1 {
 		run("Token", token, true)
 		run("Deny", deny, false)

@@ -187,6 +187,7 @@ func TestFile(t *testing.T) {
 			time.Sleep(100 * time.Millisecond)
 		}
 		apply(t, r, m.put(100, keyGrant+"a", nil))
+		synctest.Wait()
 		if size := r.file.size; size == r.file.base {
 			t.Error("nothing was appended")
 		}

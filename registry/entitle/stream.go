@@ -327,17 +327,18 @@ func batches(rd io.Reader) (next func() *batch, stop func()) {
 			case content[0] != frameRecord:
 				b.err = registry.Errorf(registry.ErrCorrupt, "a frame of the unknown kind %q", content[0])
 			}
-			if b.err != nil {
+			last := b.err != nil // the batch is the worker's once it has it
+			if last {
 				close(b.ready)
 			} else {
-				work <- b // there is as much room as in queue
+				work <- b
 			}
 			select {
 			case queue <- b:
 			case <-quit:
 				return
 			}
-			if b.err != nil {
+			if last {
 				return
 			}
 		}
