@@ -237,6 +237,14 @@ func TestANodeWithoutAccountsSaysWhereTheyAre(t *testing.T) {
 	if rec.Code != http.StatusMisdirectedRequest || !strings.Contains(rec.Body.String(), "https://shield.example.com:5001") {
 		t.Errorf("%d %s", rec.Code, rec.Body)
 	}
+	file, _ := configureAccounts(t, "next: https://shield.example.com:5001\n")
+	if _, stderr := weir(t, file, 1, "user", "list"); !strings.Contains(stderr, "behind this one is https://shield.example.com:5001") {
+		t.Errorf("it says %q", stderr)
+	}
+	off, _ := configure(t, "")
+	if _, stderr := weir(t, off, 1, "user", "list"); !strings.Contains(stderr, "ops is off") {
+		t.Errorf("it says %q", stderr)
+	}
 }
 
 func TestPasswordsAreRead(t *testing.T) {

@@ -59,6 +59,9 @@ func (f *adminFlags) open(cmd *cobra.Command) (*adminClient, error) {
 	if f.data != "" {
 		c.Data = f.data
 	}
+	if len(c.Next) > 0 {
+		return nil, fmt.Errorf("the accounts are not on this node but behind it: run this on the node with the metadata database, which has no next in its configuration; behind this one is %s", strings.Join(nodes(c.Next), ", "))
+	}
 	if c.Ops == opsOff {
 		return nil, errors.New("ops is off in the configuration, and accounts are administered at that address: give it one and start weir again")
 	}
