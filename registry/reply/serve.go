@@ -255,6 +255,9 @@ func (s *serving) body(w io.Writer, blob registry.Blob) {
 		return
 	}
 	failed(s.w, err)
+	if p.cut() {
+		s.reset()
+	}
 	s.abort()
 }
 
@@ -265,6 +268,12 @@ func (s *serving) abort() {
 	if s.r.ProtoAtLeast(1, 1) || s.w.Header().Get("Content-Length") != "" {
 		panic(http.ErrAbortHandler)
 	}
+	s.reset()
+}
+
+// reset ends the connection at once, without what the kernel still has to send:
+// on a slow line that can be seconds of it.
+func (s *serving) reset() {
 	if conn, _, err := http.NewResponseController(s.w).Hijack(); err == nil {
 		under := conn
 		if secure, ok := conn.(interface{ NetConn() net.Conn }); ok {
@@ -300,6 +309,13 @@ func (p *pacer) Cut(why error) {
 	defer p.mu.Unlock()
 	p.why = why
 	_ = p.rc.SetWriteDeadline(time.Unix(1, 0))
+}
+
+// cut reports whether Cut has been called.
+func (p *pacer) cut() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.why != nil
 }
 
 // extend gives the client time, unless it has been cut.
