@@ -36,10 +36,9 @@
 // has logged in before it has a budget of its own: it is not kept out by those
 // who guess its password elsewhere.
 //
-// A wrong token costs nothing but the lookup and cannot be guessed (178 bits);
-// they are counted by address too, with limits of their own, so that a machine
-// with an old token in its configuration does not keep its neighbours from
-// logging in.
+// A wrong token is not limited: it cannot be guessed (178 bits) and costs nothing
+// but the lookup, and a machine with an old token in its configuration must be
+// told that it has ended, however often it asks.
 //
 // The client's address is that of its connection. X-Forwarded-For and the like
 // are anybody's to write and are not read.

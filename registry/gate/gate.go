@@ -49,7 +49,6 @@ type Gate struct {
 	accounts   limits[string]
 	known      limits[place]            // in the accounts' stead, from where logins succeeded
 	succeeded  recent[place, time.Time] // when last
-	tokens     limits[netip.Prefix]
 }
 
 // New makes a Gate.
@@ -70,7 +69,6 @@ func New(c Config) *Gate {
 		passwords: limits[netip.Prefix]{burst: 30, every: 6 * time.Second},
 		accounts:  limits[string]{burst: 10, every: 10 * time.Second},
 		known:     limits[place]{burst: 5, every: time.Minute},
-		tokens:    limits[netip.Prefix]{burst: 60, every: time.Second},
 	}
 	_, _ = rand.Read(g.key[:]) // crypto/rand.Read never fails
 	return g
@@ -131,7 +129,7 @@ func (g *Gate) Token(r *http.Request, token string) (registry.Principal, error) 
 		err = refused("the token is none of this registry's")
 	}
 	if registry.KindOf(err) == registry.ErrUnauthenticated {
-		err = g.wrongToken(from, err)
+		err = g.wrongToken(err)
 	}
 	if err != nil {
 		return registry.Principal{}, err
@@ -139,15 +137,9 @@ func (g *Gate) Token(r *http.Request, token string) (registry.Principal, error) 
 	return p, nil
 }
 
-// wrongToken counts a wrong token and says what its answer is.
-func (g *Gate) wrongToken(from netip.Addr, err error) error {
+// wrongToken counts a wrong token.
+func (g *Gate) wrongToken(err error) error {
 	g.c.Meter.Event("login refused", "token")
-	now := g.c.Now()
-	try, after := g.tokens.begin(network(from), now)
-	if try == nil {
-		return limited("too many wrong tokens from this address", after)
-	}
-	g.tokens.end(try, now, true)
 	return err
 }
 

@@ -76,7 +76,7 @@ func (g *Gate) tokenOf(r *http.Request, name, token string) (registry.Principal,
 	case p.Name, "token", "_token", "weir":
 		return p, nil
 	}
-	return registry.Principal{}, g.wrongToken(Addr(r),
+	return registry.Principal{}, g.wrongToken(
 		refused(`the token is not that user's: give its owner's name, or "token", as the user`))
 }
 

@@ -348,20 +348,18 @@ func TestLimitAtOnce(t *testing.T) {
 	})
 }
 
-// TestLimitTokens presents wrong tokens without end: the right ones go on, and
-// so do passwords.
-func TestLimitTokens(t *testing.T) {
+// TestWrongTokens presents wrong tokens without end: each is told that it is wrong,
+// and the right ones go on, and so do passwords.
+func TestWrongTokens(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, a := newGate()
 		made := token(t, a, "alice", registry.TokenSpec{}).Secret
-		for range 60 {
+		for range 1000 {
 			g.isNot(t, registry.ErrUnauthenticated, "unknown", request(here, "Bearer "+registry.NewTokenText()))
 		}
-		g.isNot(t, registry.ErrLimited, "too many wrong tokens", request(here, "Bearer "+registry.NewTokenText()))
-		g.isNot(t, registry.ErrLimited, "too many wrong tokens", request(here, "Bearer a.b.c"))
+		g.isNot(t, registry.ErrUnauthenticated, "", request(here, "Bearer a.b.c"))
 		g.is(t, "alice", request(here, "Bearer "+made))
 		g.is(t, "bob", request(here, basicOf("bob", "bob's")))
-		g.isNot(t, registry.ErrUnauthenticated, "unknown", request(there, "Bearer "+registry.NewTokenText()))
 	})
 }
 
