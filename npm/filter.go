@@ -35,7 +35,7 @@ func (h *handler) mayPull(ctx context.Context, c registry.Call, pkg string) erro
 	if !ValidName(pkg) {
 		return registry.Errorf(registry.ErrInvalid, "%.100q is not the name of a package", pkg)
 	}
-	c.Name = registry.Name{Space: space, Repo: pkg}
+	c.Name, c.Whether = registry.Name{Space: space, Repo: pkg}, true
 	return h.o.Service.Guard.Admit(ctx, &c)
 }
 

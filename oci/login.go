@@ -57,7 +57,7 @@ func service(base string) string {
 // guard having nothing against the call.
 func (h *handler) refusal(ctx context.Context, c *registry.Call, err error) (code string, login bool, counts error) {
 	kind := registry.KindOf(err)
-	if h.gate == nil || kind != registry.ErrUnauthenticated && kind != registry.ErrDenied || h.service.Guard.Admit(ctx, c) == nil {
+	if h.gate == nil || kind != registry.ErrUnauthenticated && kind != registry.ErrDenied || h.would(ctx, *c) == nil {
 		return noError, false, err
 	}
 	if kind == registry.ErrUnauthenticated && !c.Who.Anonymous() {
@@ -68,12 +68,18 @@ func (h *handler) refusal(ctx context.Context, c *registry.Call, err error) (cod
 		// do, unless what it was issued for does not reach either.
 		wide := *c
 		wide.Who.Only = nil
-		if err = h.service.Guard.Admit(ctx, &wide); err == nil {
+		if err = h.would(ctx, wide); err == nil {
 			return insufficientScope, true, registry.Errorf(registry.ErrUnauthenticated, "the token was issued for something else than %s", c.Name.Repo)
 		}
 		kind = registry.KindOf(err)
 	}
 	return noError, kind == registry.ErrUnauthenticated, explained(c, err)
+}
+
+// would is what the guard would say to c.
+func (h *handler) would(ctx context.Context, c registry.Call) error {
+	c.Whether = true
+	return h.service.Guard.Admit(ctx, &c)
 }
 
 // explained says to a person why a call was refused, and what to do. It names

@@ -203,7 +203,7 @@ func (t *issuer) rights(r *http.Request, a asking) (rights []registry.Right, gra
 		}
 		var actions []string
 		for _, action := range s.actions {
-			call := registry.Call{Who: a.who, Action: action, Name: registry.Name{Space: Space, Repo: repo}, Agent: r.UserAgent(), Addr: gate.Addr(r)}
+			call := registry.Call{Who: a.who, Action: action, Name: registry.Name{Space: Space, Repo: repo}, Whether: true, Agent: r.UserAgent(), Addr: gate.Addr(r)}
 			err := t.c.Service.Guard.Admit(r.Context(), &call)
 			switch kind := registry.KindOf(err); {
 			case err == nil:

@@ -90,9 +90,12 @@ type Call struct {
 	Since time.Time
 	// Firm asks for a binding that is not past its time, if one can be had
 	// while the caller waits: who asks keeps it for others.
-	Firm  bool
-	Addr  netip.Addr
-	Agent string
+	Firm bool
+	// Whether says that nobody is about to do this: only whether it would be
+	// admitted is of interest, and that is no event.
+	Whether bool
+	Addr    netip.Addr
+	Agent   string
 }
 
 // A Want asks a Source for bytes of one blob.
@@ -111,6 +114,10 @@ type Want struct {
 	// Ahead reports that the asker will want the rest of the blob too, in other
 	// Wants: a Source that fills may go ahead.
 	Ahead bool
+	// Shown asks for bytes that From's repository has been shown to have, not only
+	// to list, and of a node behind to see to that although it may let everyone
+	// read everything itself. [Service] sets it.
+	Shown bool
 	// Background reports that no client waits for the bytes, so that an
 	// upstream under load may let them wait, or refuse them, before others.
 	Background bool

@@ -29,8 +29,9 @@ type Service struct {
 	// is given through it: because not everyone may read every repository, and a
 	// digest can be listed by whoever knows it. What came from the repository's
 	// own upstream is shown by that; what is here because of another repository
-	// costs its first pull one HEAD. All nodes of an installation must agree on
-	// it. nil: no repository must, as is right where all may read all.
+	// costs its first pull one HEAD. Nodes behind are asked to see to it as well,
+	// whatever is so there. nil: no repository must, as is right where all may read
+	// all.
 	Prove func(n Name) bool
 	// Witness is told by what is behind Blobs whose upstream gave what. nil:
 	// each first pull costs a HEAD of its own, of what Prove is true for.

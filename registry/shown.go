@@ -102,8 +102,9 @@ func (s *Service) Supply(ctx context.Context, c *Call, w Want) (Blob, error) {
 // of the beginning of one that is left on the disk, or of the origin store. Only
 // what came without this repository's upstream having been asked costs a HEAD.
 func (s *Service) give(ctx context.Context, c *Call, w Want) (Blob, error) {
+	w.Shown = w.Shown || s.Prove != nil && s.Prove(w.From)
 	switch {
-	case s.Prove == nil || !s.Prove(w.From):
+	case !w.Shown:
 		return s.Blobs.Open(ctx, w)
 	case c.Binding.Shown && c.Name == w.From || s.shown(ctx, w):
 		b, err := s.Blobs.Open(ctx, w)

@@ -43,8 +43,8 @@ type Options struct {
 	Self string
 	// Dial connects to nodes.
 	Dial Dial
-	// Witness is told of what a node gave. Nodes give through a repository only
-	// what that is known to have, if they are configured so. nil: nobody is told.
+	// Witness is told of what a node gave that was asked for what its repository
+	// has been shown to have. nil: nobody is told.
 	Witness *registry.Witness
 	// Beyond answers when no node does; nil: nothing does.
 	Beyond registry.Upstream
@@ -169,7 +169,7 @@ func (g *Group) Open(ctx context.Context, w registry.Want) (registry.Blob, error
 			b, err := n.client.open(ctx, w, limit, signs)
 			if err == nil {
 				g.gave(w.Digest, n)
-				if g.o.Witness != nil {
+				if g.o.Witness != nil && w.Shown {
 					g.o.Witness.Saw(w.From, w.Digest)
 				}
 			}

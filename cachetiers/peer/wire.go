@@ -68,6 +68,9 @@ func wantURL(w registry.Want) string {
 	if w.Background {
 		v.Set("background", "1")
 	}
+	if w.Shown {
+		v.Set("shown", "1")
+	}
 	return blobPath + string(w.Digest) + "?" + v.Encode()
 }
 
@@ -77,7 +80,7 @@ func parseWant(r *http.Request) (registry.Want, error) {
 	if err != nil {
 		return registry.Want{}, registry.Errorf(registry.ErrInvalid, "the query is malformed")
 	}
-	w := registry.Want{Location: v.Get("location"), Ahead: v.Get("ahead") == "1", Background: v.Get("background") == "1", Length: -1}
+	w := registry.Want{Location: v.Get("location"), Ahead: v.Get("ahead") == "1", Background: v.Get("background") == "1", Shown: v.Get("shown") == "1", Length: -1}
 	if w.From, err = getName(v); err != nil {
 		return w, err
 	}

@@ -279,6 +279,9 @@ type guard struct {
 // Admit implements registry.Guard.
 func (g *guard) Admit(ctx context.Context, c *registry.Call) error {
 	err := g.inner.Admit(ctx, c)
+	if c.Whether {
+		return err
+	}
 	if err != nil {
 		g.log.refused(c, err)
 	} else if g.log.o.Allowed && last(c) {
