@@ -143,7 +143,7 @@ func (h *handler) version(w http.ResponseWriter, r *http.Request, q request) err
 		}
 		w.Header().Set("Vary", "Accept, Accept-Encoding")
 		h.cacheFor(w, r, &call, via, min(clientAge, h.o.Upstreams.Policy(call.Name).Fresh))
-		return small(w, r, target{base: base, pkg: q.pkg}.manifest(nil, e.version, object), via)
+		return small(w, r, target{base: base, pkg: q.pkg}.manifest(nil, e.version, object), via, h.holding(&call))
 	}
 }
 
@@ -206,7 +206,7 @@ func (h *handler) distTags(w http.ResponseWriter, r *http.Request, q request) er
 		return err
 	}
 	h.cacheFor(w, r, &call, via, min(clientAge, h.o.Upstreams.Policy(call.Name).Fresh))
-	return small(w, r, tags, via)
+	return small(w, r, tags, via, h.holding(&call))
 }
 
 // holding has a blob made of what c is bound to end when c is revoked.

@@ -51,6 +51,9 @@ func (c *Config) check() error {
 	if err := c.checkOrigin(); err != nil {
 		return err
 	}
+	if err := c.checkMetadata(); err != nil {
+		return err
+	}
 	if err := c.checkLog(); err != nil {
 		return err
 	}

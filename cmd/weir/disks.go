@@ -52,13 +52,16 @@ type nodeStatus struct {
 	Next    []peer.State            `json:"next"`    // nodes behind
 	Peers   []peer.State            `json:"peers"`   // nodes beside, this one among them
 	Waiting int                     `json:"waiting"` // blobs that are still to be written to the origin store
+
+	Entitlements entitlementStatus       `json:"entitlements"`
+	Front        []registry.NodeStanding `json:"front"` // how the copies of nodes in front are
 }
 
 // admin is what operators can ask the node with this data directory.
 func (n *node) admin(data string) ops.Admin {
 	return ops.Admin{
-		Accounts: n.accountsAPI,
 		Status:   func() any { return n.status(data) },
+		Accounts: n.entitled.admin(),
 		Verify: func(ctx context.Context, rate int64, report func(any) error) error {
 			last, err := n.scrub(ctx, rate, func(l verifyLine) { report(l) })
 			if ctx.Err() != nil {
@@ -74,7 +77,8 @@ func (n *node) admin(data string) ops.Admin {
 
 // status is what the node says of itself now.
 func (n *node) status(data string) nodeStatus {
-	s := nodeStatus{Version: version, Data: data, Disks: n.disks.Status(), Next: []peer.State{}, Peers: []peer.State{}}
+	s := nodeStatus{Version: version, Data: data, Disks: n.disks.Status(), Next: []peer.State{}, Peers: []peer.State{},
+		Entitlements: n.entitled.status(), Front: n.entitled.board.List()}
 	if n.next != nil {
 		s.Next = n.next.States()
 	}

@@ -134,6 +134,7 @@ func (s *server) tiersServer(errorLog *stdlog.Logger) *http.Server {
 		ConnState:         unused.note,
 	}
 	server.RegisterOnShutdown(unused.close)
+	server.RegisterOnShutdown(s.node.entitled.front.Close) // streams without end
 	return server
 }
 

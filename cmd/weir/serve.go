@@ -234,7 +234,7 @@ func (s *server) ready() error {
 	if s.stopping.Load() {
 		return errors.New("stopping")
 	}
-	return nil
+	return s.node.entitled.ready()
 }
 
 // stop finishes what runs, within the limit, and then what nobody waits for.

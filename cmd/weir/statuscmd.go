@@ -81,13 +81,39 @@ func (s nodeStatus) print(w io.Writer) error {
 			fmt.Fprintln(t, nodeLine(n))
 		}
 	}
+	if len(s.Front) > 0 {
+		fmt.Fprintf(t, "\nIN FRONT\tVERSION\tHASH\tHEARD\tVIA\n")
+		for _, f := range s.Front {
+			fmt.Fprintf(t, "%s\t%d\t%.12s\t%s\t%s\n", f.Node, f.Version, f.Hash, f.Heard.UTC().Format(time.DateTime), strings.Join(f.Via, " "))
+		}
+	}
 	if err := t.Flush(); err != nil {
 		return err
 	}
+	fmt.Fprintf(w, "\n%s\n", s.Entitlements)
 	if s.Waiting > 0 {
 		fmt.Fprintf(w, "\n%d blobs are still to be written to the origin store\n", s.Waiting)
 	}
 	return nil
+}
+
+// String is for people: which copy of the entitlements, and how old it is.
+func (s entitlementStatus) String() string {
+	if !s.Whole() {
+		return "entitlements: no whole copy has come yet, and nobody is admitted"
+	}
+	text := fmt.Sprintf("entitlements: version %d, %d records, hash %.12s", s.Version, s.Records, s.Hash)
+	if s.Authority {
+		return text + ", from this node's own database"
+	}
+	text += fmt.Sprintf(", confirmed %v ago", time.Duration(s.Lag*float64(time.Second)).Round(100*time.Millisecond))
+	if s.Following != "" {
+		text += " by way of " + s.Following
+	}
+	if s.Past {
+		text += "; that is longer than access.max_staleness, and access.past counts"
+	}
+	return text
 }
 
 // inMiB is a number of bytes that nobody chose.

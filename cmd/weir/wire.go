@@ -28,6 +28,8 @@ import (
 const (
 	npmSpace  = "npm"
 	npmPrefix = "/npm"
+	// npmAtRoot is where npm's clients look at the root whatever the prefix.
+	npmAtRoot = "/-/npm/v1/oidc/"
 	// inMemory is the largest blob that is kept in memory: manifests and
 	// packuments, not layers, which the kernel copies from the disk anyway.
 	inMemory = 1 << 20
@@ -52,8 +54,7 @@ type node struct {
 	origin  io.Closer      // that store, if it wants to be closed; nil: it does not
 	tiers   http.Handler   // for nodes in front; nil: none
 
-	accounts    *accounts    // on the node with the metadata database; nil elsewhere
-	accountsAPI http.Handler // for administrators
+	entitled *entitled // who may do what
 
 	onDisk    registry.Store // the tier of disks, with what is behind it
 	scrubbing sync.Mutex     // held while a scrub runs
@@ -68,6 +69,9 @@ func newNode(c *Config, data *dataDir, log *slog.Logger, npmURL string, noNPM er
 			return nil, err
 		}
 	}
+	if n.entitled, err = openEntitled(c, data, log, n.metrics, n.trust); err != nil {
+		return nil, err
+	}
 	agent := "weir/" + version
 	images, err := oci.NewUpstreams(c.ociRegistries(), oci.Options{Default: *c.OCI.Default, UserAgent: agent, Meter: n.metrics, Log: log})
 	if err != nil {
@@ -80,10 +84,6 @@ func newNode(c *Config, data *dataDir, log *slog.Logger, npmURL string, noNPM er
 	packages, err := npm.NewUpstreams(registries, npm.Options{UserAgent: agent, HeaderTimeout: slowDocuments, Meter: n.metrics, Log: log})
 	if err != nil {
 		return nil, fmt.Errorf("npm: %w", err)
-	}
-	guard, err := c.guard()
-	if err != nil {
-		return nil, err
 	}
 	direct := origin.Switch{oci.Space: images, npmSpace: packages}
 	if noNPM != nil {
@@ -105,22 +105,20 @@ func newNode(c *Config, data *dataDir, log *slog.Logger, npmURL string, noNPM er
 	if n.names, err = names.Open(data.file("names.db"), names.Options{Volatile: true, Log: log}); err != nil {
 		return nil, err
 	}
-	if err := n.newAccounts(c, data, log, guard); err != nil {
-		return nil, err
-	}
 	n.service = &registry.Service{
 		Names:   n.names,
 		Blobs:   blobs,
 		Spaces:  map[string]registry.Space{oci.Space: n.asked(images.Space(), bindings, behind), npmSpace: n.asked(packages.Space(), bindings, behind)},
-		Witness: n.witness,
-		Guard:   guard,
+		Guard:   n.entitled.guard,
 		Kept:    n.kept(),
+		Prove:   n.entitled.prove,
+		Witness: n.witness,
 		Meter:   n.metrics,
 		Log:     log,
 	}
 	n.npm = len(registries) > 0
 	if c.Tiers != "" {
-		n.tiers = n.trust.Handler(peer.New(peer.Config{Service: n.service, Node: trust.NodeOf, Log: log}))
+		n.tiers = n.trust.Handler(n.entitled.behind(peer.New(peer.Config{Service: n.service, Node: trust.NodeOf, Log: log})))
 	}
 	n.handler = n.routes(c, log, images, packages, noNPM)
 	return n, nil
@@ -160,8 +158,11 @@ func (n *node) routes(c *Config, log *slog.Logger, images *oci.Upstreams, packag
 	wrap := func(space string, h http.Handler) http.Handler {
 		return reply.Handler(h, reply.Options{Space: space, Log: log, Meter: n.metrics})
 	}
-	v2 := wrap(oci.Space, oci.New(oci.Config{Service: n.service, Upstreams: images, Log: log}))
-	packagesHandler := npm.New(npm.Config{Service: n.service, Upstreams: packages, PublicURL: c.PublicURL, Prefix: npmPrefix, Log: log})
+	e := n.entitled
+	front := oci.Config{Service: n.service, Upstreams: images, Log: log, Gate: e.gate, Tokens: e.tokens, PublicURL: c.PublicURL, Open: e.open(oci.Space)}
+	v2, token := wrap(oci.Space, oci.New(front)), wrap(oci.Space, oci.TokenHandler(front))
+	packagesHandler := npm.New(npm.Config{Service: n.service, Upstreams: packages, PublicURL: c.PublicURL, Prefix: npmPrefix, Log: log,
+		Gate: e.gate, Logins: e.logins, Tokens: e.tokens, Identities: e.replica, Open: e.open(npmSpace)})
 	if !n.npm {
 		packagesHandler = npmOff(noNPM)
 	}
@@ -171,7 +172,9 @@ func (n *node) routes(c *Config, log *slog.Logger, images *oci.Upstreams, packag
 		switch path := r.URL.EscapedPath(); {
 		case path == "/v2" || strings.HasPrefix(path, "/v2/"):
 			v2.ServeHTTP(w, r)
-		case path == npmPrefix || strings.HasPrefix(path, npmPrefix+"/"):
+		case path == oci.TokenPath:
+			token.ServeHTTP(w, r)
+		case path == npmPrefix || strings.HasPrefix(path, npmPrefix+"/"), strings.HasPrefix(path, npmAtRoot):
 			underNPM.ServeHTTP(w, r)
 		default:
 			rest.ServeHTTP(w, r)
@@ -233,7 +236,7 @@ func about(w http.ResponseWriter, r *http.Request) {
 
 // Close writes out what is kept.
 func (n *node) Close() error {
-	var errs []error
+	errs := []error{n.entitled.Close()}
 	if n.keeper != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), drainFor)
 		defer cancel()
@@ -243,9 +246,6 @@ func (n *node) Close() error {
 	}
 	if n.origin != nil {
 		errs = append(errs, n.origin.Close())
-	}
-	if n.accounts != nil {
-		errs = append(errs, n.accounts.Close())
 	}
 	for _, g := range []*peer.Group{n.next, n.peers} {
 		if g != nil {

@@ -137,7 +137,7 @@ func (f *follower) list(ctx context.Context) error {
 	}
 	maps.DeleteFunc(have, func(_ string, rec registry.Record) bool { return len(rec.Value) == 0 })
 	if _, ok := have[keyDatabase]; !ok {
-		return registry.Errorf(registry.ErrUnavailable, "the metadata database has no name yet")
+		return nil // who makes it has yet to name it
 	}
 	if err := f.r.become(have, version); err != nil {
 		return err

@@ -49,7 +49,7 @@ func ParseAddress(text string) (Address, error) {
 		}
 		return a, nil
 	}
-	return Address{}, fmt.Errorf("%s:// is no kind of metadata database; there are the path of a file, file:// and dynamodb://", scheme)
+	return Address{}, fmt.Errorf("%s:// is no kind of metadata database; there are the path of a file, file://, dynamodb:// and spanner://", scheme)
 }
 
 func parseFile(text string) (Address, error) {

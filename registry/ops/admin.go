@@ -20,7 +20,7 @@ type Admin struct {
 	// (0: as fast as it can), and reports lines of progress, the last of which
 	// is the result.
 	Verify func(ctx context.Context, rate int64, report func(line any) error) error
-	// Accounts answers all under /admin/v1/. It knows itself who may ask.
+	// Accounts serves all that is under /admin/v1/: it says itself who may.
 	Accounts http.Handler
 }
 

@@ -76,6 +76,24 @@ func (m *Metrics) Node(node string, up func() bool) {
 		func() float64 { return oneIf(up()) }))
 }
 
+// Entitlements makes weir_entitlement_version and weir_entitlement_lag_seconds
+// what standing returns, asked for at every scrape: the version of this node's
+// copy, and for how long the node with the database has not confirmed it. It is
+// called once.
+func (m *Metrics) Entitlements(standing func() (version uint64, lag time.Duration)) {
+	gauge := func(name, help string, value func() float64) {
+		m.gather.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
+	}
+	gauge("weir_entitlement_version", "Version of this node's copy of who may do what.", func() float64 {
+		version, _ := standing()
+		return float64(version)
+	})
+	gauge("weir_entitlement_lag_seconds", "Time since the node with the metadata database confirmed this node's copy.", func() float64 {
+		_, lag := standing()
+		return lag.Seconds()
+	})
+}
+
 // Disk makes weir_disk_bytes, weir_disk_limit_bytes and weir_disk_up, with the
 // label disk; bytes and works are asked at every scrape. It is called once for
 // each disk.

@@ -1,0 +1,85 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/weir-registry/weir/registry"
+	"github.com/weir-registry/weir/registry/account"
+	"github.com/weir-registry/weir/registry/audit"
+	"github.com/weir-registry/weir/registry/oidc"
+	"github.com/weir-registry/weir/registry/ops"
+)
+
+// openAudit opens the audit log, and has the guard write to it.
+func (e *entitled) openAudit(c *Config, data *dataDir, metrics *ops.Metrics) (err error) {
+	if c.Audit.File == auditOff {
+		e.guard = e.replica
+		return nil
+	}
+	file := c.Audit.File
+	if file == "" {
+		file = data.file("audit.log")
+	}
+	e.audit, err = audit.Open(audit.Options{File: file, Size: int64(c.Audit.Size), Keep: c.Audit.Keep, Allowed: c.Audit.Allowed.On(),
+		Node: hostname(), Version: func() uint64 { return e.replica.State().Version }, Log: e.log, Meter: metrics})
+	if err != nil {
+		return fmt.Errorf("audit: %w", err)
+	}
+	e.guard = e.audit.Guard(e.replica)
+	return nil
+}
+
+// audited writes down what happens to accounts.
+func (e *entitled) audited(a account.Event) {
+	event := audit.Event{Time: a.Time, Who: a.Who.Name, UID: a.Who.UID, Token: a.Who.Token, Action: a.What, Repo: a.Subject, Ref: a.Detail,
+		From: a.Addr, Decision: audit.Change, Version: a.Version}
+	if a.Err != nil {
+		event.Decision, event.Why = audit.Deny, a.Err.Error()
+	}
+	if event.Who == "" && !a.Addr.IsValid() {
+		event.Who = "weir" // the node itself
+	}
+	e.audit.Record(event)
+}
+
+// hostname is what this node is called where nodes are listed.
+func hostname() string {
+	name, err := os.Hostname()
+	if err != nil {
+		return "this node"
+	}
+	return name
+}
+
+// exchange is access.oidc, nil if no issuer is configured.
+func (c *Config) exchange(log *slog.Logger, meter registry.Meter) (account.Exchange, error) {
+	if len(c.Access.OIDC) == 0 {
+		return nil, nil
+	}
+	var issuers []oidc.Issuer
+	for _, i := range c.Access.OIDC {
+		issuer := oidc.Issuer{URL: i.Issuer, Audience: i.Audience, JWKS: i.JWKS, CA: i.CA}
+		for _, r := range i.Rules {
+			issuer.Rules = append(issuer.Rules, oidc.Rule{Claims: r.Claims, Robot: r.Robot, Rights: r.Rights, Lifetime: time.Duration(*r.Lifetime)})
+		}
+		issuers = append(issuers, issuer)
+	}
+	x, err := oidc.New(issuers, oidc.Options{Log: log, Meter: meter})
+	if err != nil {
+		return nil, err
+	}
+	return exchange{x}, nil
+}
+
+// exchange is what JWTs stand for, as accounts want it.
+type exchange struct{ *oidc.Exchange }
+
+// Check implements account.Exchange.
+func (x exchange) Check(ctx context.Context, jwt string) (account.Match, error) {
+	m, err := x.Exchange.Check(ctx, jwt)
+	return account.Match{Robot: m.Robot, Rights: m.Rights, Lifetime: m.Lifetime, Note: m.Issuer + " " + m.Subject}, err
+}
