@@ -42,13 +42,21 @@ func startPrivate(t *testing.T, p wan.Plan, layers func(*wan.Upstream) []wan.Blo
 	m := u.Image(chainRepo, "private", layers(u)...)
 	top := wan.Start(t, u, p)
 	c := &privateChain{Topology: top, t: t, admin: top.Origin.AdminToken(), client: wan.NewClient(t, time.Minute), tag: m}
-	top.Origin.MustCommand("", "robot", "add", "alice")
-	top.Origin.MustCommand("", "grant", "add", "alice", "pull oci:docker.io/"+chainRepo)
+	for _, make := range []struct {
+		what string
+		body map[string]string
+	}{
+		{"robots", map[string]string{"name": "alice"}},
+		{"grants", map[string]string{"to": "robot:alice", "right": "pull oci:docker.io/" + chainRepo}},
+	} {
+		if err := top.Origin.Admin(c.admin, "POST", "/admin/v1/"+make.what, make.body, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
 	token := c.token().Secret
 	for _, e := range top.Edges {
-		a := c.client.Get(t.Context(), c.want(e, token))
-		if a.Fault != wan.OK {
-			t.Fatalf("%s refuses who is entitled: %s, %v", e.Name, a.Fault, a.Err)
+		if err := c.accepted(e, token); err != nil {
+			t.Fatalf("%s refuses who is entitled: %v", e.Name, err)
 		}
 		if a := c.client.Get(t.Context(), c.want(e, "")); a.Code != http.StatusUnauthorized {
 			t.Fatalf("%s answers %d to who says nothing of who it is", e.Name, a.Code)
@@ -181,6 +189,11 @@ func TestChainCut(t *testing.T) {
 		Edge: wan.Shape{RTT: 2 * revokeDelay}, Shield: wan.Shape{RTT: 2 * revokeDelay}},
 		func(u *wan.Upstream) []wan.Blob { blob = u.Blob(size, "large"); return []wan.Blob{blob} })
 	e, stays, goes := c.Edges[0], c.token(), c.token()
+	for _, token := range []registry.NewToken{stays, goes} {
+		if err := c.accepted(e, token.Secret); err != nil {
+			t.Fatal(err)
+		}
+	}
 	want := func(token string) wan.Want {
 		w := chainBlob(e.Door, blob)
 		w.Token, w.Quick = token, true

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs what the tests need and this machine lacks: real clients (docker,
 # containerd, podman, skopeo, crane; pnpm, yarn 1, yarn berry, bun), a real
-# registry, servers of buckets (versitygw, fake-gcs-server) and of tables (dynalite), and nginx to compare with. Meant for Debian 12 with Go and Node
+# registry, servers of buckets (versitygw, fake-gcs-server) and of tables
+# (dynalite), an issuer of JWTs (oidc-provider), and nginx to compare with. Meant for Debian 12 with Go and Node
 # installed. What is there already is left alone, so running it again costs a
 # fraction of a second. Go and npm tools go under .tools/ in the repository.
 set -eu
@@ -110,6 +111,8 @@ npm_tools npm "pnpm@$PNPM" "yarn@$YARN" "bun@$BUN"
 # Berry's command is called yarn too, so it has a directory of its own.
 npm_tools berry "@yarnpkg/cli-dist@$BERRY"
 ln -sf ../berry/node_modules/@yarnpkg/cli-dist/bin/yarn.js "$tools/bin/yarn-berry"
+# An issuer of JWTs. It is a library; the test of registry/oidc has the script.
+npm_tools oidc "oidc-provider@$OIDCPROVIDER"
 # A server and no client, so it has one too.
 npm_tools dynalite "dynalite@$DYNALITE"
 ln -sf ../dynalite/node_modules/dynalite/cli.js "$tools/bin/dynalite"
