@@ -34,16 +34,27 @@ func (e *entitled) openAudit(c *Config, data *dataDir, metrics *ops.Metrics) (er
 }
 
 // audited writes down what happens to accounts.
-func (e *entitled) audited(a account.Event) {
-	event := audit.Event{Time: a.Time, Who: a.Who.Name, UID: a.Who.UID, Token: a.Who.Token, Action: a.What, Repo: a.Subject, Ref: a.Detail,
-		From: a.Addr, Decision: audit.Change, Version: a.Version}
-	if a.Err != nil {
-		event.Decision, event.Why = audit.Deny, a.Err.Error()
+func (e *entitled) audited(a account.Event) { e.audit.Record(auditOf(a)) }
+
+// auditOf is a change of accounts, or a login that was refused, as a line of the
+// audit log.
+func auditOf(e account.Event) audit.Event {
+	a := audit.Event{Time: e.Time, Who: e.Who.Name, UID: e.Who.UID, Token: e.Who.Token, Action: e.What, Repo: e.Subject, Ref: e.Detail,
+		From: e.Addr, Decision: audit.Change, Version: e.Version}
+	switch {
+	case e.Who.Anonymous() && e.Addr.IsValid():
+		a.Who = "anonymous"
+	case e.Who.Anonymous():
+		a.Who = "this node"
 	}
-	if event.Who == "" && !a.Addr.IsValid() {
-		event.Who = "weir" // the node itself
+	if e.Err == nil {
+		return a
 	}
-	e.audit.Record(event)
+	a.Why, a.Decision = e.Err.Error(), audit.Deny
+	if registry.KindOf(e.Err) == registry.ErrUnavailable {
+		a.Decision = audit.Fail
+	}
+	return a
 }
 
 // hostname is what this node is called where nodes are listed.
@@ -70,7 +81,7 @@ func (c *Config) exchange(log *slog.Logger, meter registry.Meter) (account.Excha
 	}
 	x, err := oidc.New(issuers, oidc.Options{Log: log, Meter: meter})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("access.oidc: %w", err)
 	}
 	return exchange{x}, nil
 }
