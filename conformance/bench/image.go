@@ -120,7 +120,7 @@ func (b *bench) questions() []question {
 }
 
 // check fetches everything through a cache and looks at every byte.
-func (m image) check(base string) error {
+func (m image) check(base, token string) error {
 	for path, want := range map[string]string{
 		"manifests/latest": m.digest, "manifests/" + m.digest: m.digest,
 		"blobs/" + m.small: m.small, "blobs/" + m.large: m.large,
@@ -128,6 +128,9 @@ func (m image) check(base string) error {
 		req, err := http.NewRequest("GET", base+"/v2/"+repository+"/"+path, nil)
 		if err != nil {
 			return err
+		}
+		if token != "" {
+			req.Header.Set("Authorization", "Bearer "+token)
 		}
 		if strings.HasPrefix(path, "manifests/") {
 			req.Header.Set("Accept", manifestType)

@@ -38,7 +38,7 @@ type sample struct {
 func measure(s *server, q question, took time.Duration) (sample, error) {
 	clients := make([]*client, q.clients)
 	for i := range clients {
-		c, err := dial(s.addr, q)
+		c, err := dial(s, q)
 		if err != nil {
 			return sample{}, err
 		}
@@ -88,8 +88,8 @@ type client struct {
 	times   []time.Duration
 }
 
-func dial(addr string, q question) (*client, error) {
-	conn, err := net.DialTimeout("tcp", addr, 5*time.Second)
+func dial(s *server, q question) (*client, error) {
+	conn, err := net.DialTimeout("tcp", s.addr, 5*time.Second)
 	if err != nil {
 		return nil, err
 	}
@@ -99,9 +99,12 @@ func dial(addr string, q question) (*client, error) {
 		return nil, err
 	}
 	// The headers that docker sends.
-	request := "GET " + q.path + " HTTP/1.1\r\nHost: " + addr + "\r\nUser-Agent: docker/28.0.0 go/go1.24 kernel/6.1 os/linux arch/amd64\r\n"
+	request := "GET " + q.path + " HTTP/1.1\r\nHost: " + s.addr + "\r\nUser-Agent: docker/28.0.0 go/go1.24 kernel/6.1 os/linux arch/amd64\r\n"
 	if q.accept != "" {
 		request += "Accept: " + q.accept + "\r\n"
+	}
+	if s.token != "" {
+		request += "Authorization: Bearer " + s.token + "\r\n"
 	}
 	return &client{conn: tcp, raw: raw, request: []byte(request + "\r\n"), size: q.size, buf: make([]byte, 64<<10)}, nil
 }

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,11 +17,12 @@ import (
 
 // A server is a cache under test, or the registry behind all of them.
 type server struct {
-	name string
-	addr string
-	cmd  *exec.Cmd
-	log  string
-	done chan struct{}
+	name  string
+	addr  string
+	token string // what its clients present; "": nothing
+	cmd   *exec.Cmd
+	log   string
+	done  chan struct{}
 }
 
 // bench has what runs. All of it ends with stop.
@@ -57,13 +61,38 @@ func (b *bench) launch(name, addr, core string, env []string, program string, ar
 
 // ready waits until s listens.
 func (s *server) ready() error {
+	return s.until(func() error {
+		c, err := net.Dial("tcp", s.addr)
+		if err != nil {
+			return err
+		}
+		return c.Close()
+	})
+}
+
+// readyz asks a weir's ops address: it listens before it is ready.
+func readyz(ops string) error {
+	resp, err := http.Get("http://" + ops + "/readyz")
+	if err != nil {
+		return err
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return errors.New(resp.Status)
+	}
+	return nil
+}
+
+// until waits until ok.
+func (s *server) until(ok func() error) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	limit := time.NewTimer(startWithin)
 	defer limit.Stop()
 	for {
-		if c, err := net.Dial("tcp", s.addr); err == nil {
-			return c.Close()
+		err := ok()
+		if err == nil {
+			return nil
 		}
 		select {
 		case <-tick.C:
@@ -72,7 +101,7 @@ func (s *server) ready() error {
 		case <-limit.C:
 		}
 		log, _ := os.ReadFile(s.log)
-		return fmt.Errorf("%s does not listen on %s:\n%s", s.name, s.addr, log)
+		return fmt.Errorf("%s on %s: %w:\n%s", s.name, s.addr, err, log)
 	}
 }
 
@@ -138,6 +167,8 @@ const (
 	weirOps          = "127.0.0.1:7002"
 	distributionAddr = "127.0.0.1:7003"
 	nginxAddr        = "127.0.0.1:7004"
+	privateAddr      = "127.0.0.1:7005"
+	privateOps       = "127.0.0.1:7006"
 )
 
 // start starts the registry, fills it, and starts the three caches before it.
@@ -164,11 +195,16 @@ func (b *bench) start() error {
 		return err
 	}
 	b.servers = append(b.servers, n)
-	w, err := b.weir()
+	w, err := b.weir("weir", weirAddr, weirOps, `"pull oci:docker.io/*"`)
 	if err != nil {
 		return err
 	}
 	b.servers = append(b.servers, w)
+	private, err := b.private()
+	if err != nil {
+		return err
+	}
+	b.servers = append(b.servers, private)
 	d, err := distribution("distribution", distributionAddr, serverCore, "proxy: {remoteurl: \"http://"+originAddr+"\"}\n")
 	if err != nil {
 		return err
@@ -176,7 +212,7 @@ func (b *bench) start() error {
 	b.servers = append(b.servers, d)
 	for _, s := range b.servers {
 		for range 2 { // once to fill it, once to be sure that a hit is right too
-			if err := b.image.check("http://" + s.addr); err != nil {
+			if err := b.image.check("http://"+s.addr, s.token); err != nil {
 				return fmt.Errorf("%s: %w", s.name, err)
 			}
 		}
@@ -184,18 +220,58 @@ func (b *bench) start() error {
 	return nil
 }
 
-func (b *bench) weir() (*server, error) {
+// weir starts one on which everybody may pull what anonymous says.
+func (b *bench) weir(name, addr, ops, anonymous string) (*server, error) {
 	bin, err := weirBinary()
 	if err != nil {
 		return nil, err
 	}
-	config := fmt.Sprintf("listen: %s\nops: %s\ndata: %q\noci:\n  default: docker.io\n  upstreams:\n    docker.io: {url: \"http://%s\", fresh: 1h}\naccess:\n  anonymous: [\"pull oci:docker.io/*\"]\n",
-		weirAddr, weirOps, filepath.Join(b.dir, "weir"), originAddr)
-	file, err := b.write("weir.yaml", config)
+	config := fmt.Sprintf("listen: %s\nops: %s\ndata: %q\noci:\n  default: docker.io\n  upstreams:\n    docker.io: {url: \"http://%s\", fresh: 1h}\naccess:\n  anonymous: [%s]\n",
+		addr, ops, filepath.Join(b.dir, name), originAddr, anonymous)
+	file, err := b.write(name+".yaml", config)
 	if err != nil {
 		return nil, err
 	}
-	return b.launch("weir", weirAddr, serverCore, nil, bin, "serve", "-c", file)
+	return b.launch(name, addr, serverCore, nil, bin, "serve", "-c", file)
+}
+
+// private starts a weir on which only a robot may pull, which presents its token
+// with every request.
+func (b *bench) private() (*server, error) {
+	const name = "weir-token"
+	s, err := b.weir(name, privateAddr, privateOps, "")
+	if err != nil {
+		return nil, err
+	}
+	bin, err := weirBinary()
+	if err == nil {
+		err = s.until(func() error { return readyz(privateOps) })
+	}
+	if err != nil {
+		s.stop()
+		return nil, err
+	}
+	var out []byte
+	for _, args := range [][]string{
+		{"robot", "add", "puller"},
+		{"grant", "add", "puller", "pull oci:docker.io/*"},
+		{"token", "create", "puller", "-o", "json"},
+	} {
+		cmd := exec.Command(bin, append(args, "-c", filepath.Join(b.dir, name+".yaml"))...)
+		var why strings.Builder
+		cmd.Stderr = &why
+		if out, err = cmd.Output(); err != nil {
+			s.stop()
+			return nil, fmt.Errorf("weir %s: %w: %s", strings.Join(args, " "), err, why.String())
+		}
+	}
+	var made struct{ Secret string }
+	if err := json.Unmarshal(out, &made); err != nil || made.Secret == "" {
+		s.stop()
+		return nil, fmt.Errorf("weir token create answered %.200q: %w", out, err)
+	}
+	s.token = made.Secret
+	return s, nil
 }
 
 // nginxConfig is what people put before a registry to cache it, with what is
