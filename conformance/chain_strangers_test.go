@@ -2,6 +2,7 @@ package conformance_test
 
 import (
 	"fmt"
+	"net/http"
 	"os"
 	"strings"
 	"testing"
@@ -12,8 +13,8 @@ import (
 )
 
 // TestChainStrangers: a node whose certificate is no good is given nothing by
-// the node behind, says why in its log, counts it, and serves from the next best
-// source: here the upstream itself.
+// the node behind, says why in its log and counts it. Who may do what it is not
+// told either, so that it serves nobody.
 func TestChainStrangers(t *testing.T) {
 	now := time.Now()
 	for _, c := range []struct {
@@ -40,12 +41,19 @@ func TestChainStrangers(t *testing.T) {
 			cert, key := c.cert(t, top, edge)
 			chainRecertify(t, edge, cert, key)
 			shield.Start()
-			edge.Start()
-			blob := u.Blob(100_000, "for a stranger")
-			m := u.Image(chainRepo, "1", blob)
+			edge.Launch()
+			m := u.Image(chainRepo, "1", u.Blob(100_000, "for a stranger"))
 			client := wan.NewClient(t, 20*time.Second)
-			client.Must(t, chainTag(edge.Door, "1", m))
-			client.Must(t, chainBlob(edge.Door, blob))
+			// It knows nothing of who may do what, and so lets nobody do anything.
+			lab.Eventually(t, 10*time.Second, "the edge answers", func() error {
+				if a := client.Get(t.Context(), chainTag(edge.Door, "1", m)); a.Code != http.StatusServiceUnavailable {
+					return fmt.Errorf("%d, %v", a.Code, a.Err)
+				}
+				return nil
+			})
+			if resp, err := http.Get("http://" + edge.Ops + "/readyz"); err != nil || resp.StatusCode != http.StatusServiceUnavailable {
+				t.Errorf("it is ready: %v, %v", resp, err)
+			}
 			if n := shield.UpstreamRequests(); n != 0 {
 				t.Errorf("the shield asked the upstream %d times for a stranger", n)
 			}

@@ -184,7 +184,8 @@ func TestNpmTarballHosts(t *testing.T) {
 			if doc := decode[packument](t, ask(t, "GET", w.URL, "/npm/far")); !strings.HasPrefix(doc.Versions["1.0.0"].Dist.Tarball, w.URL+"/npm/far/-/") {
 				t.Errorf("tarball %q", doc.Versions["1.0.0"].Dist.Tarball)
 			}
-			a := ask(t, "GET", w.URL, "/npm/far/-/far-1.0.0.tgz", "Authorization", "Bearer a-token-of-the-clients")
+			token := clientToken(t, w)
+			a := ask(t, "GET", w.URL, "/npm/far/-/far-1.0.0.tgz", "Authorization", "Bearer "+token)
 			h := newNpmHome(t, w.URL+"/npm/")
 			r := h.try("npm", "install", "far", "near", "--no-audit", "--fetch-retries=0")
 			if allowed {

@@ -104,9 +104,21 @@ func (w *Weir) Configure(config string) {
 // Start starts weir, which must not be running, and waits until it is ready.
 func (w *Weir) Start() {
 	w.t.Helper()
+	w.Launch()
+	w.Ready()
+}
+
+// Launch starts weir, which must not be running, and waits for nothing.
+func (w *Weir) Launch() {
+	w.t.Helper()
 	p := Start(w.t, Command{Path: w.bin, Args: []string{"serve", "-c", w.Config}})
 	w.Process = p
 	w.t.Cleanup(func() { p.Stop(); p.sound() })
+}
+
+// Ready waits until weir, which has been launched, is ready.
+func (w *Weir) Ready() {
+	w.t.Helper()
 	// weir listens before it has opened what it keeps, so that early clients
 	// wait instead of being refused: it is up when it says that it is.
 	w.ready(weirReady, "be ready on "+w.Addr, func() error {

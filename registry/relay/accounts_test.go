@@ -273,6 +273,7 @@ func TestLostAnswer(t *testing.T) {
 	}
 	// One that cannot be reached has executed nothing.
 	first.down()
+	eventually(t, "the edge knows", func() bool { return edge.client.Following() == second.addr })
 	if _, err := edge.client.CreateToken(t.Context(), alice, registry.TokenSpec{}); err != nil || who.count("create") != 2 {
 		t.Errorf("executed %d times: %v", who.count("create"), err)
 	}
