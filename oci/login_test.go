@@ -224,7 +224,7 @@ func TestPreemptive(t *testing.T) {
 
 func (g *house) principal(name string) registry.Principal {
 	acc, _ := g.accounts.Account(name)
-	return registry.Principal{Name: name, UID: acc.UID}
+	return registry.Principal{Name: name, UID: acc.UID, Secret: acc.Secret}
 }
 
 // TestScopeOfTokens: what a token is good for, and what the client is told.

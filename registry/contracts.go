@@ -190,7 +190,8 @@ type Identities interface {
 	// it is malformed, unknown, expired or not for that address.
 	Token(secret string, addr netip.Addr) (Principal, error)
 	// Current is what p, identified earlier, stands for now: ErrUnauthenticated
-	// if its account or its token is gone or has expired.
+	// if its account or its token is gone or has expired, or its password is
+	// another now.
 	Current(p Principal) error
 	// Account is the account with a name.
 	Account(name string) (Account, bool)

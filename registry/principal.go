@@ -22,6 +22,10 @@ type Principal struct {
 	// Token is the ID of the token it is known by; "" for a password, for
 	// anonymous and for nodes.
 	Token string
+	// Secret is the account's number of that name, as it was when the password was
+	// checked; 0 for those that a token makes known. With another password the
+	// account has another, and who was known by the old one is nobody.
+	Secret int64
 	// Only bounds what it may do in this call, whatever it is granted: a
 	// short-lived token is issued for some rights alone. nil: no bound.
 	Only []Right

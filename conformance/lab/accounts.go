@@ -107,7 +107,7 @@ func (a *Accounts) Remove(name string) {
 func (a *Accounts) Issuer(jwt, name string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.jwts[jwt] = registry.Principal{Name: name, UID: a.accounts[name].UID}
+	a.jwts[jwt] = registry.Principal{Name: name, UID: a.accounts[name].UID, Secret: a.accounts[name].Secret}
 }
 
 // Checks is how many passwords have been checked.
@@ -145,7 +145,11 @@ func (a *Accounts) Token(secret string, addr netip.Addr) (registry.Principal, er
 func (a *Accounts) Current(p registry.Principal) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.currentLocked(p)
+	err := a.currentLocked(p)
+	if err == nil && p.Token == "" && p.Secret != a.accounts[p.Name].Secret {
+		err = unauthenticated("the password has changed")
+	}
+	return err
 }
 
 func (a *Accounts) currentLocked(p registry.Principal) error {
@@ -195,7 +199,7 @@ func (a *Accounts) Password(_ context.Context, name, password string, _ netip.Ad
 	if !ok || acc.Disabled || a.passwords[name] != password {
 		return registry.Principal{}, unauthenticated("wrong name or password")
 	}
-	return registry.Principal{Name: name, UID: acc.UID}, nil
+	return registry.Principal{Name: name, UID: acc.UID, Secret: acc.Secret}, nil
 }
 
 // Exchange implements registry.Logins.

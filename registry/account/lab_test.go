@@ -164,5 +164,5 @@ func (l *lab) keys(prefix string) []string {
 }
 
 func principal(acc registry.Account) registry.Principal {
-	return registry.Principal{Name: acc.Name, UID: acc.UID}
+	return registry.Principal{Name: acc.Name, UID: acc.UID, Secret: acc.Secret}
 }

@@ -76,7 +76,9 @@ func kindName(err error) string {
 }
 
 // password compares a password with what is kept of one. Whatever is wrong, the
-// same is read and the same is computed before it is said.
+// same is read and the same is computed before it is said. The account is read
+// first, and a new password is written before the account: so its Secret is
+// never a newer one than the password's.
 func (a *Authority) password(ctx context.Context, name, text string) (registry.Principal, error) {
 	key := name
 	if !validName(name) || len(text) > maxPassword {
@@ -111,7 +113,7 @@ func (a *Authority) password(ctx context.Context, name, text string) (registry.P
 	case acc.Disabled:
 		return registry.Principal{}, wrongLogin("the account is disabled")
 	}
-	return registry.Principal{Name: acc.Name, UID: acc.UID}, nil
+	return registry.Principal{Name: acc.Name, UID: acc.UID, Secret: acc.Secret}, nil
 }
 
 // Exchange implements registry.Logins. JWTs that are refused are counted by
@@ -168,9 +170,9 @@ func (a *Authority) match(ctx context.Context, jwt string) (Match, registry.Acco
 type login struct {
 	From    netip.Addr `json:"from"`
 	Expires time.Time  `json:"expires"`
-	Name    string     `json:"name,omitempty"` // who has approved it
-	UID     string     `json:"uid,omitempty"`
-	Claimed string     `json:"claimed,omitempty"` // random, of the one who got it
+	// By has approved it, and must still be somebody when it is claimed.
+	By      registry.Principal `json:"by,omitzero"`
+	Claimed string             `json:"claimed,omitempty"` // random, of the one who got it
 }
 
 // Begin implements registry.Logins. ErrLimited if too many have begun.
@@ -195,10 +197,10 @@ func (a *Authority) Approve(ctx context.Context, id string, p registry.Principal
 		return err
 	}
 	err = a.changeLogin(ctx, id, func(l *login) error {
-		if l.UID != "" && l.UID != acc.UID {
+		if l.By.UID != "" && l.By.UID != acc.UID {
 			return registry.Errorf(registry.ErrConflict, "somebody else has approved this login")
 		}
-		l.Name, l.UID = acc.Name, acc.UID
+		l.By = p
 		return nil
 	})
 	a.audit(event(Actor{Who: p}, "login approve", acc.Kind+":"+acc.Name), err)
@@ -206,11 +208,13 @@ func (a *Authority) Approve(ctx context.Context, id string, p registry.Principal
 }
 
 // Claim implements registry.Logins. The token is a session's, of ninety days.
+// What approved the login must still be good, the token or the password:
+// ErrUnauthenticated if it is not, and there will be no token.
 func (a *Authority) Claim(ctx context.Context, id string, from netip.Addr) (registry.NewToken, error) {
 	var got login
 	mine := randomID(uidLength)
 	err := a.changeLogin(ctx, id, func(l *login) error {
-		if l.UID == "" {
+		if l.By.UID == "" {
 			return registry.Errorf(registry.ErrConflict, "the login has not been approved yet")
 		}
 		l.Claimed = mine
@@ -223,12 +227,15 @@ func (a *Authority) Claim(ctx context.Context, id string, from netip.Addr) (regi
 	// Once it is claimed nobody else gets it; what is left of it the sweep
 	// removes if this does not.
 	defer a.store.remove(context.WithoutCancel(ctx), loginPrefix+id)
-	who := registry.Principal{Name: got.Name, UID: got.UID}
-	acc, err := a.self(ctx, who)
+	spec := registry.TokenSpec{Kind: session, Note: "login in a browser", Lifetime: sessionLife}
+	acc, err := a.self(ctx, got.By)
+	if err == nil {
+		err = a.checkNarrow(ctx, got.By, spec)
+	}
 	if err != nil {
 		return registry.NewToken{}, err
 	}
-	return a.newToken(ctx, Actor{Who: who, Addr: from}, acc, registry.TokenSpec{Kind: session, Note: "login in a browser", Lifetime: sessionLife})
+	return a.ownToken(ctx, Actor{Who: got.By, Addr: from}, acc, spec)
 }
 
 // changeLogin changes a login that is still open. ErrNotFound if there is none.

@@ -389,7 +389,7 @@ func TestALoginIsClaimedOnce(t *testing.T) {
 		t.Errorf("%d got it, there are %d tokens", got, len(tokens))
 	}
 	// One that was claimed, and could not be removed since, is gone too.
-	left := login{Expires: l.now().Add(loginTime), Name: "alice", UID: alice.UID, Claimed: "x"}
+	left := login{Expires: l.now().Add(loginTime), By: alice, Claimed: "x"}
 	_, err = create(t.Context(), l.store, loginPrefix+"left", left)
 	l.must(err)
 	_, err = l.Claim(t.Context(), "left", here)

@@ -56,7 +56,26 @@ func (a *Authority) CreateToken(ctx context.Context, by registry.Principal, spec
 		a.audit(event(Actor{Who: by}, "token create", acc.Kind+":"+acc.Name), err)
 		return registry.NewToken{}, err
 	}
-	return a.newToken(ctx, Actor{Who: by}, acc, spec)
+	return a.ownToken(ctx, Actor{Who: by}, acc, spec)
+}
+
+// ownToken makes a token of the account of by. A new password ends sessions, and a
+// revoked token makes none: if either happens while it is being made, the token
+// may come after the sessions were looked for; so it is looked once more who by
+// is, and what was made for nobody is taken back.
+func (a *Authority) ownToken(ctx context.Context, by Actor, acc registry.Account, spec registry.TokenSpec) (registry.NewToken, error) {
+	made, err := a.newToken(ctx, by, acc, spec)
+	if err != nil {
+		return made, err
+	}
+	if _, err = a.self(ctx, by.Who); err == nil && by.Who.Token != "" {
+		_, err = a.live(ctx, by.Who)
+	}
+	if err != nil {
+		_, rerr := a.revoke(context.WithoutCancel(ctx), Actor{}, made.Token)
+		return registry.NewToken{}, registry.Wrap(registry.ErrUnavailable, errors.Join(err, rerr), "make a token for one who has ended")
+	}
+	return made, nil
 }
 
 // CreateTokenFor makes a token of any account's, for those who administer.
@@ -78,6 +97,8 @@ func (a *Authority) self(ctx context.Context, by registry.Principal) (registry.A
 	switch {
 	case errors.Is(err, registry.ErrNotFound), err == nil && (acc.UID != by.UID || acc.Disabled):
 		return acc, registry.Errorf(registry.ErrUnauthenticated, "the account %q is gone or disabled", by.Name)
+	case err == nil && by.Token == "" && by.Secret != acc.Secret:
+		return acc, registry.Errorf(registry.ErrUnauthenticated, "the password of %q has changed; log in again", by.Name)
 	}
 	return acc, err
 }

@@ -17,6 +17,7 @@ const (
 	stale             // the copy is too old
 	gone              // the account is not there, or another one
 	disabled          // the account may do nothing
+	outdated          // the password is another now
 	void              // the token is revoked, or never was
 	expired           // the token
 	denied            // by a denial
@@ -92,6 +93,9 @@ func (v *view) identify(p *registry.Principal, now int64) (*member, *token, outc
 		return nil, nil, disabled
 	}
 	if p.Token == "" {
+		if p.Secret != a.Secret {
+			return nil, nil, outdated
+		}
 		return a, nil, admitted
 	}
 	tok, ok := v.tokens.get(p.Token)
@@ -209,6 +213,9 @@ func (r *Replica) unidentified(p *registry.Principal, o outcome) *registry.Error
 	case disabled:
 		e.Text = fmt.Sprintf("the account %.64q is disabled", p.Name)
 		e.Public = "this account is disabled"
+	case outdated:
+		e.Text = fmt.Sprintf("the password of %.64q has changed", p.Name)
+		e.Public = "the password has changed: log in again"
 	case void:
 		e.Text = fmt.Sprintf("the token %.64q of %.64q is not there", p.Token, p.Name)
 		e.Public = "this token has been revoked, or never was: log in again or make a new one"

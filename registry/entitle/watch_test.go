@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"net/netip"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -529,5 +530,46 @@ func TestDeltas(t *testing.T) {
 	apply(t, r, big...)
 	if len(r.ring.list) != 0 || r.ring.bytes != 0 {
 		t.Errorf("%d deltas of %d bytes", len(r.ring.list), r.ring.bytes)
+	}
+}
+
+// Who is known by a password is nobody once it is another, and what he is being
+// sent is cut; his tokens go on.
+func TestAnOldPasswordIsNobodys(t *testing.T) {
+	r := open(t, Options{})
+	alice := account("alice", "u1")
+	alice.Secret = 7
+	secret, tok := tokenOf("t1", "alice", "u1")
+	m := records{}
+	m.put(1, keyDatabase, "db")
+	m.put(2, keyAccount+"alice", alice)
+	m.put(3, keyGrant+"g1", granting("g1", "user:alice", "u1", "pull npm:*"))
+	m.put(4, keyToken+"t1", tok)
+	m.load(t, r, 4)
+	byPassword := named("alice", "u1", "pull", "npm", "a")
+	if err := admits(r, byPassword); registry.KindOf(err) != registry.ErrUnauthenticated {
+		t.Errorf("by another password: %v", err)
+	}
+	byPassword.Who.Secret = 7
+	if err := admits(r, byPassword); err != nil {
+		t.Fatal(err)
+	}
+	cut := make(chan error, 1)
+	defer r.Watch(byPassword, func(err error) { cut <- err })()
+	alice.Secret = 8
+	m.put(5, keyAccount+"alice", alice)
+	apply(t, r, m[keyAccount+"alice"])
+	if err := <-cut; registry.KindOf(err) != registry.ErrUnauthenticated {
+		t.Errorf("cut with %v", err)
+	}
+	if err := r.Current(byPassword.Who); registry.KindOf(err) != registry.ErrUnauthenticated {
+		t.Errorf("it is %v", err)
+	}
+	p, err := r.Token(secret, netip.Addr{})
+	if err == nil {
+		err = admits(r, &registry.Call{Who: p, Action: registry.Pull, Name: byPassword.Name})
+	}
+	if err != nil {
+		t.Errorf("by a token: %v", err)
 	}
 }

@@ -16,7 +16,7 @@ func FuzzShort(f *testing.F) {
 	g, a := newGate()
 	var issued []string
 	acc, _ := a.Account("alice")
-	for _, p := range []registry.Principal{{}, {Name: "alice", UID: acc.UID}} {
+	for _, p := range []registry.Principal{{}, {Name: "alice", UID: acc.UID, Secret: acc.Secret}} {
 		short, _, err := g.Issue(p, []registry.Right{{Action: registry.Pull, Space: "oci", Repo: "docker.io/a"}})
 		if err != nil {
 			f.Fatal(err)

@@ -88,6 +88,19 @@ func TestShortLivedEnds(t *testing.T) {
 	g.isNot(t, registry.ErrUnauthenticated, "gone", request(here, byPassword))
 }
 
+// TestAnOldPasswordIsIssuedNothing changes a password after it was found right,
+// and before a token is issued for that.
+func TestAnOldPasswordIsIssuedNothing(t *testing.T) {
+	g, a := newGate()
+	who := g.is(t, "alice", request(here, basicOf("alice", password)))
+	a.SetPassword("alice", "new")
+	short, _, err := g.Issue(who, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.isNot(t, registry.ErrUnauthenticated, "password has changed", request(here, "Bearer "+short))
+}
+
 // TestShortLivedElsewhere has a token be good at another node, and for as long
 // as its key is one of the keys.
 func TestShortLivedElsewhere(t *testing.T) {

@@ -84,7 +84,7 @@ func parse(data []byte) (*claims, error) {
 		life > int64(longest/time.Second) || (c.Subject == "") != (c.UID == "") {
 		return nil, errShort
 	}
-	c.who = registry.Principal{Name: c.Subject, UID: c.UID, Token: c.Token, Only: make([]registry.Right, 0, len(c.Rights))}
+	c.who = registry.Principal{Name: c.Subject, UID: c.UID, Token: c.Token, Secret: c.Secret, Only: make([]registry.Right, 0, len(c.Rights))}
 	for _, text := range c.Rights {
 		action, what, ok := strings.Cut(text, " ")
 		space, repo, ok2 := strings.Cut(what, ":")

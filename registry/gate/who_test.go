@@ -49,7 +49,7 @@ func basicOf(user, password string) string {
 func token(t testing.TB, a *lab.Accounts, owner string, spec registry.TokenSpec) registry.NewToken {
 	t.Helper()
 	acc, _ := a.Account(owner)
-	made, err := a.CreateToken(context.Background(), registry.Principal{Name: owner, UID: acc.UID}, spec)
+	made, err := a.CreateToken(context.Background(), registry.Principal{Name: owner, UID: acc.UID, Secret: acc.Secret}, spec)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,109 @@
+package account
+
+import (
+	"context"
+	"strings"
+	"testing"
+
+	"github.com/weir-registry/weir/registry"
+)
+
+// Who was known by a password that is another now is nobody: neither what he
+// approved before nor what he asks for at the same moment gives him a session
+// that outlives the change.
+func TestAnOldPasswordLeavesNothingBehind(t *testing.T) {
+	l := newLab(t)
+	ctx := t.Context()
+	l.user("alice")
+	old, err := l.Password(ctx, "alice", secretPassword, here)
+	l.must(err)
+	id, err := l.Begin(ctx, here)
+	l.must(err)
+	l.must(l.Approve(ctx, id, old))
+	_, err = l.SetPassword(ctx, root, "alice", "another password")
+	l.must(err)
+	_, err = l.Claim(ctx, id, here)
+	l.fails(err, registry.ErrUnauthenticated)
+	// A node that remembers the old password asks with it until it has heard.
+	_, err = l.CreateToken(ctx, old, registry.TokenSpec{Kind: session, Lifetime: sessionLife})
+	l.fails(err, registry.ErrUnauthenticated)
+	later, err := l.Begin(ctx, here)
+	l.must(err)
+	l.fails(l.Approve(ctx, later, old), registry.ErrUnauthenticated)
+	_, err = l.ListTokens(ctx, old)
+	l.fails(err, registry.ErrUnauthenticated)
+	if left := l.keys(tokenPrefix); len(left) > 0 {
+		t.Errorf("there are %q", left)
+	}
+	now, err := l.Password(ctx, "alice", "another password", here)
+	l.must(err)
+	_, err = l.CreateToken(ctx, now, registry.TokenSpec{Kind: session, Lifetime: sessionLife})
+	l.must(err)
+}
+
+// A login that a token approved ends with that token.
+func TestALoginEndsWithTheTokenThatApprovedIt(t *testing.T) {
+	l := newLab(t)
+	ctx := t.Context()
+	alice := principal(l.user("alice"))
+	made, err := l.CreateToken(ctx, alice, registry.TokenSpec{})
+	l.must(err)
+	id, err := l.Begin(ctx, here)
+	l.must(err)
+	l.must(l.Approve(ctx, id, registry.Principal{Name: "alice", UID: alice.UID, Token: made.ID}))
+	_, _, err = l.Revoke(ctx, root, made.ID)
+	l.must(err)
+	_, err = l.Claim(ctx, id, here)
+	l.fails(err, registry.ErrUnauthenticated)
+	if left := l.keys(tokenPrefix); len(left) > 0 {
+		t.Errorf("there are %q", left)
+	}
+}
+
+// meanwhile is a database in which something happens just before a token is
+// written.
+type meanwhile struct {
+	registry.Metadata
+	do func()
+}
+
+func (m *meanwhile) Put(ctx context.Context, key string, rev uint64, value []byte) (registry.Record, error) {
+	if do := m.do; do != nil && strings.HasPrefix(key, tokenPrefix) && value != nil {
+		m.do = nil
+		do()
+	}
+	return m.Metadata.Put(ctx, key, rev, value)
+}
+
+// What ends an account's sessions may have looked for them when a new one is
+// about to be written.
+func TestATokenThatIsLateForItsOwnersEndIsTakenBack(t *testing.T) {
+	db := &meanwhile{}
+	l := newLab(t, func(o *Options) { db.Metadata, o.Metadata = o.Metadata, db })
+	ctx := t.Context()
+	l.user("alice")
+	old, err := l.Password(ctx, "alice", secretPassword, here)
+	l.must(err)
+	db.do = func() {
+		_, err := l.SetPassword(ctx, root, "alice", "another password")
+		l.must(err)
+	}
+	_, err = l.CreateToken(ctx, old, registry.TokenSpec{Kind: session, Lifetime: sessionLife})
+	l.fails(err, registry.ErrUnauthenticated)
+	if left := l.keys(tokenPrefix); len(left) > 0 || db.do != nil {
+		t.Errorf("there are %q", left)
+	}
+	now, err := l.Password(ctx, "alice", "another password", here)
+	l.must(err)
+	parent, err := l.CreateToken(ctx, now, registry.TokenSpec{})
+	l.must(err)
+	db.do = func() {
+		_, _, err := l.Revoke(ctx, root, parent.ID)
+		l.must(err)
+	}
+	_, err = l.CreateToken(ctx, registry.Principal{Name: "alice", UID: now.UID, Token: parent.ID}, registry.TokenSpec{})
+	l.fails(err, registry.ErrUnauthenticated)
+	if left := l.keys(tokenPrefix); len(left) > 0 || db.do != nil {
+		t.Errorf("there are %q", left)
+	}
+}
