@@ -189,10 +189,10 @@ type Identities interface {
 	// from addr. ErrUnauthenticated, whose public text a person can act upon, if
 	// it is malformed, unknown, expired or not for that address.
 	Token(secret string, addr netip.Addr) (Principal, error)
-	// Current is what p, identified earlier, stands for now: ErrUnauthenticated
-	// if its account or its token is gone or has expired, or its password is
-	// another now.
-	Current(p Principal) error
+	// Current is what p, identified earlier, stands for now when it is used from
+	// addr: ErrUnauthenticated if its account or its token is gone or has expired,
+	// if its password is another now, or if its token is not for that address.
+	Current(p Principal, addr netip.Addr) error
 	// Account is the account with a name.
 	Account(name string) (Account, bool)
 	// Keys are the keys that short-lived tokens are signed with, the one to sign

@@ -154,7 +154,7 @@ func (p *People) identify(secret string, addr netip.Addr) (registry.Principal, e
 }
 
 // Current implements registry.Identities.
-func (p *People) Current(registry.Principal) error { return nil }
+func (p *People) Current(registry.Principal, netip.Addr) error { return nil }
 
 // Account implements registry.Identities.
 func (p *People) Account(name string) (registry.Account, bool) {

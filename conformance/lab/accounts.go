@@ -134,20 +134,28 @@ func (a *Accounts) Token(secret string, addr netip.Addr) (registry.Principal, er
 		return registry.Principal{}, unauthenticated("the token is unknown or has been revoked")
 	case !t.Expires.IsZero() && !a.now().Before(t.Expires):
 		return registry.Principal{}, unauthenticated("the token has expired")
-	case len(t.From) > 0 && !slices.ContainsFunc(t.From, func(p netip.Prefix) bool { return p.Contains(addr) }):
+	case !usedFrom(t, addr):
 		return registry.Principal{}, unauthenticated("the token is not for that address")
 	}
 	p := registry.Principal{Name: t.Owner, UID: t.UID, Token: t.ID}
 	return p, a.currentLocked(p)
 }
 
+// usedFrom reports whether a token may be used from an address.
+func usedFrom(t registry.Token, addr netip.Addr) bool {
+	return len(t.From) == 0 || slices.ContainsFunc(t.From, func(p netip.Prefix) bool { return p.Contains(addr) })
+}
+
 // Current implements registry.Identities.
-func (a *Accounts) Current(p registry.Principal) error {
+func (a *Accounts) Current(p registry.Principal, addr netip.Addr) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	err := a.currentLocked(p)
 	if err == nil && p.Token == "" && p.Secret != a.accounts[p.Name].Secret {
 		err = unauthenticated("the password has changed")
+	}
+	if t, ok := a.byIDLocked(p.Token); ok && err == nil && !usedFrom(t, addr) {
+		err = unauthenticated("the token is not for that address")
 	}
 	return err
 }

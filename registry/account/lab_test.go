@@ -41,7 +41,7 @@ func (c *copyless) Token(secret string, _ netip.Addr) (registry.Principal, error
 	return registry.Principal{}, none
 }
 
-func (c *copyless) Current(registry.Principal) error { return nil }
+func (c *copyless) Current(registry.Principal, netip.Addr) error { return nil }
 
 func (c *copyless) Account(name string) (registry.Account, bool) {
 	acc, _, ok, _ := read[registry.Account](context.Background(), store{c.db}, accountPrefix+name)

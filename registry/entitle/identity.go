@@ -31,12 +31,17 @@ func (r *Replica) Token(secret string, addr netip.Addr) (registry.Principal, err
 		return registry.Principal{}, r.unidentified(&p, bad)
 	}
 	if !from(tok.From, addr) {
-		e := registry.Errorf(registry.ErrUnauthenticated, "the token %q may not be used from %v", tok.ID, addr)
-		e.Public = "this token may not be used from the address that you come from, " + addr.Unmap().String()
-		return registry.Principal{}, e
+		return registry.Principal{}, elsewhere(tok.ID, addr)
 	}
 	r.uses.note(tok.ID, now)
 	return p, nil
+}
+
+// elsewhere is the error for a token that is not used from where it may be.
+func elsewhere(id string, addr netip.Addr) error {
+	e := registry.Errorf(registry.ErrUnauthenticated, "the token %q may not be used from %v", id, addr)
+	e.Public = "this token may not be used from the address that you come from, " + addr.Unmap().String()
+	return e
 }
 
 // from reports whether an address is in one of the networks; no networks are
@@ -56,7 +61,7 @@ func from(networks []netip.Prefix, addr netip.Addr) bool {
 
 // Current implements registry.Identities. ErrUnavailable if there is no copy of
 // the entitlements yet.
-func (r *Replica) Current(p registry.Principal) error {
+func (r *Replica) Current(p registry.Principal, addr netip.Addr) error {
 	if p.Node || p.Name == "" {
 		return nil
 	}
@@ -64,8 +69,12 @@ func (r *Replica) Current(p registry.Principal) error {
 	if v.database == "" {
 		return r.unidentified(&p, unready)
 	}
-	if _, _, bad := v.identify(&p, r.o.Now().UnixNano()); bad != admitted {
+	_, tok, bad := v.identify(&p, r.o.Now().UnixNano())
+	switch {
+	case bad != admitted:
 		return r.unidentified(&p, bad)
+	case tok != nil && !from(tok.From, addr):
+		return elsewhere(tok.ID, addr)
 	}
 	return nil
 }

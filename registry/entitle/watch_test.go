@@ -175,7 +175,7 @@ func TestExpiry(t *testing.T) {
 		byToken.Who.Token = "k"
 		defer r.Watch(c, told.revoked)()
 		time.Sleep(29 * time.Second)
-		if _, err := r.Token(secret, byToken.Addr); err != nil || r.Current(byToken.Who) != nil {
+		if _, err := r.Token(secret, byToken.Addr); err != nil || r.Current(byToken.Who, byToken.Addr) != nil {
 			t.Fatal(err)
 		}
 		stop := r.Watch(&byToken, told.revoked)
@@ -184,7 +184,7 @@ func TestExpiry(t *testing.T) {
 		time.Sleep(time.Millisecond)
 		told.one(t, registry.ErrUnauthenticated, "token after its end")
 		stop()
-		if _, err := r.Token(secret, byToken.Addr); registry.KindOf(err) != registry.ErrUnauthenticated || registry.KindOf(r.Current(byToken.Who)) != registry.ErrUnauthenticated {
+		if _, err := r.Token(secret, byToken.Addr); registry.KindOf(err) != registry.ErrUnauthenticated || registry.KindOf(r.Current(byToken.Who, byToken.Addr)) != registry.ErrUnauthenticated {
 			t.Error(err)
 		}
 		time.Sleep(29 * time.Second)
@@ -562,7 +562,7 @@ func TestAnOldPasswordIsNobodys(t *testing.T) {
 	if err := <-cut; registry.KindOf(err) != registry.ErrUnauthenticated {
 		t.Errorf("cut with %v", err)
 	}
-	if err := r.Current(byPassword.Who); registry.KindOf(err) != registry.ErrUnauthenticated {
+	if err := r.Current(byPassword.Who, netip.Addr{}); registry.KindOf(err) != registry.ErrUnauthenticated {
 		t.Errorf("it is %v", err)
 	}
 	p, err := r.Token(secret, netip.Addr{})
@@ -571,5 +571,25 @@ func TestAnOldPasswordIsNobodys(t *testing.T) {
 	}
 	if err != nil {
 		t.Errorf("by a token: %v", err)
+	}
+}
+
+// What a token made known elsewhere is not current where the token is not for.
+func TestCurrentIsFromTheTokensNetworks(t *testing.T) {
+	r := open(t, Options{})
+	_, tok := tokenOf("t1", "alice", "u1")
+	tok.From = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
+	m := base()
+	m.put(2, keyAccount+"alice", account("alice", "u1"))
+	m.put(3, keyToken+"t1", tok)
+	m.load(t, r, 3)
+	p := registry.Principal{Name: "alice", UID: "u1", Token: "t1"}
+	for addr, good := range map[string]bool{"10.1.2.3": true, "::ffff:10.1.2.3": true, "192.0.2.1": false, "::1": false} {
+		if err := r.Current(p, netip.MustParseAddr(addr)); (err == nil) != good {
+			t.Errorf("from %s: %v", addr, err)
+		}
+	}
+	if err := r.Current(p, netip.Addr{}); err == nil {
+		t.Error("from nowhere it is good")
 	}
 }

@@ -122,7 +122,7 @@ func (g *Gate) Token(r *http.Request, token string) (registry.Principal, error) 
 		p, err = g.c.Identities.Token(token, from)
 	case strings.Count(token, ".") == 2:
 		var ours bool
-		if p, ours, err = g.short(token); ours {
+		if p, ours, err = g.short(token, from); ours {
 			return p, err // be it good no longer: it is no guess
 		}
 	default:

@@ -50,7 +50,7 @@ func (g *Gate) Password(r *http.Request, name, password string) (registry.Princi
 	key := g.digest(name, password, a)
 	now := g.c.Now()
 	if m, ok := g.remembered.get(key); ok && known && !a.Disabled && m.counts(now) {
-		if err := g.c.Identities.Current(m.who); err != nil {
+		if err := g.c.Identities.Current(m.who, Addr(r)); err != nil {
 			return registry.Principal{}, err
 		}
 		return m.who, nil

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -109,7 +110,7 @@ func mac(k registry.SigningKey, text string) []byte {
 // short is the principal of a short-lived token. ours reports that it is no
 // guess: it was signed with one of the keys, whether it is still good or not, or
 // there are none to tell.
-func (g *Gate) short(token string) (p registry.Principal, ours bool, err error) {
+func (g *Gate) short(token string, from netip.Addr) (p registry.Principal, ours bool, err error) {
 	keys := g.c.Identities.Keys()
 	if len(keys) == 0 {
 		return registry.Principal{}, true, noKeys()
@@ -122,21 +123,22 @@ func (g *Gate) short(token string) (p registry.Principal, ours bool, err error) 
 		}
 		g.verified.put(hash, c)
 	}
-	if err := g.still(c); err != nil {
+	if err := g.still(c, from); err != nil {
 		return registry.Principal{}, true, err
 	}
 	return c.who, true, nil
 }
 
-// still reports whether what a token says still holds.
-func (g *Gate) still(c *claims) error {
+// still reports whether what a token says still holds, for who comes from an
+// address: what was issued for a token is used from where that may be used.
+func (g *Gate) still(c *claims, from netip.Addr) error {
 	if err := c.inTime(g.c.Now()); err != nil {
 		return err
 	}
 	if c.who.Anonymous() {
 		return nil
 	}
-	return g.c.Identities.Current(c.who)
+	return g.c.Identities.Current(c.who, from)
 }
 
 // by reports whether c was signed with k.

@@ -6,6 +6,7 @@ import (
 	stdjson "encoding/json"
 	"fmt"
 	"maps"
+	"net/netip"
 	"reflect"
 	"strings"
 	"testing"
@@ -99,6 +100,20 @@ func TestAnOldPasswordIsIssuedNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.isNot(t, registry.ErrUnauthenticated, "password has changed", request(here, "Bearer "+short))
+}
+
+// TestShortLivedIsForItsTokensNetworks takes what a token that is bound to a
+// network was given there to another, seen before here and so remembered.
+func TestShortLivedIsForItsTokensNetworks(t *testing.T) {
+	g, a := newGate()
+	made := token(t, a, "alice", registry.TokenSpec{From: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32")}})
+	short, _, err := g.Issue(g.is(t, "alice", request(here, "Bearer "+made.Secret)), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.is(t, "alice", request(here, "Bearer "+short))
+	g.isNot(t, registry.ErrUnauthenticated, "address", request(there, "Bearer "+short))
+	g.isNot(t, registry.ErrUnauthenticated, "address", request("@", "Bearer "+short))
 }
 
 // TestShortLivedElsewhere has a token be good at another node, and for as long
