@@ -20,8 +20,11 @@ const (
 	// who asks may not see, unzipped: an audit of 100,000 packages, 250 search
 	// results of 30 KB.
 	maxFiltered = 8 << 20
-	// searchSize is how many results there are if a client does not say.
+	// searchSize is how many results there are if a client does not say, and
+	// searchMost how many are asked for and looked through, which is as many as
+	// npm's registry gives.
 	searchSize = 20
+	searchMost = 250
 )
 
 // unfiltered reports whether q's answer needs not be looked through.
@@ -53,8 +56,11 @@ func (h *handler) search(w http.ResponseWriter, r *http.Request, q request) erro
 		return err
 	}
 	defer done()
+	from, size := number(query.Get("from"), 0), number(query.Get("size"), searchSize)
+	query.Set("from", "0")
+	query.Set("size", strconv.Itoa(searchMost))
 	header := http.Header{"Accept": {mediaJSON}, "Accept-Encoding": {"gzip"}, "Npm-Command": r.Header.Values("Npm-Command")}
-	resp, err := h.o.Upstreams.pass(ctx, http.MethodGet, q.ref, r.URL.RawQuery, header, nil, 0)
+	resp, err := h.o.Upstreams.pass(ctx, http.MethodGet, q.ref, query.Encode(), header, nil, 0)
 	if err != nil {
 		return err
 	}
@@ -66,7 +72,6 @@ func (h *handler) search(w http.ResponseWriter, r *http.Request, q request) erro
 	if err != nil {
 		return &registry.Error{Kind: registry.ErrUnavailable, Text: "read search results", Public: "the registry behind answers a search with nonsense", Err: err}
 	}
-	from, size := number(query.Get("from"), 0), number(query.Get("size"), searchSize)
 	results, err := h.visible(ctx, h.call(r, q, registry.Name{Space: space}), body, from, size)
 	if err != nil {
 		return err
@@ -83,8 +88,9 @@ func (h *handler) search(w http.ResponseWriter, r *http.Request, q request) erro
 }
 
 // visible is a page of search results without what c's principal may not pull.
-// How many there are in all would tell of what is left out on other pages: the
-// total is what there is up to this page, and one more if it was a full one.
+// It is cut, and the total counted, once the others are gone: a gap in a page or
+// a page that is full behind would tell that there is something with that text.
+// What lies behind the first searchMost results is not to be had so.
 func (h *handler) visible(ctx context.Context, c registry.Call, body []byte, from, size int) ([]byte, error) {
 	var found struct {
 		Objects []json.RawMessage `json:"objects"`
@@ -106,13 +112,8 @@ func (h *handler) visible(ctx context.Context, c registry.Call, body []byte, fro
 			kept = append(kept, o)
 		}
 	}
-	found.Total = from + len(kept)
-	if size > 0 && len(found.Objects) >= size {
-		found.Total++
-	}
-	if found.Objects = kept; kept == nil {
-		found.Objects = []json.RawMessage{}
-	}
+	found.Total = len(kept)
+	found.Objects = append([]json.RawMessage{}, kept[min(from, len(kept)):min(from+size, len(kept))]...)
 	out, err := json.Marshal(found)
 	if err != nil {
 		return nil, nonsense

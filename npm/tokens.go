@@ -81,7 +81,14 @@ func (h *handler) createToken(w http.ResponseWriter, r *http.Request, who regist
 	if err != nil {
 		return err
 	}
-	owner, err := h.password(r, who.Name, asked.Password)
+	// A token does for a password elsewhere. Here it is asked for so that a token
+	// alone, which may be stolen, makes none that outlives it.
+	var owner registry.Principal
+	if registry.LooksLikeToken(asked.Password) {
+		err = registry.Errorf(registry.ErrUnauthenticated, "a token is no password")
+	} else {
+		owner, err = h.password(r, who.Name, asked.Password)
+	}
 	if err == nil && owner.UID != who.UID {
 		err = registry.Errorf(registry.ErrUnauthenticated, "the password is another account's")
 	}

@@ -57,8 +57,12 @@ func (i identities) Token(secret string, addr netip.Addr) (registry.Principal, e
 // Identities are p as the contract has them.
 func (p *People) Identities() registry.Identities { return identities{p} }
 
-// Password implements registry.Logins.
-func (p *People) Password(_ context.Context, name, password string, _ netip.Addr) (registry.Principal, error) {
+// Password implements registry.Logins. A token of the same name does too, as it
+// does with the real ones.
+func (p *People) Password(_ context.Context, name, password string, from netip.Addr) (registry.Principal, error) {
+	if registry.LooksLikeToken(password) {
+		return p.named(password, from, name)
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.down != nil {
