@@ -157,16 +157,20 @@ func (h *handler) legacyLogin(w http.ResponseWriter, r *http.Request, q request)
 	if err != nil {
 		return wrongLogin(err, noSignUp)
 	}
-	token, err := h.o.Tokens.CreateToken(r.Context(), who, registry.TokenSpec{Kind: "session", Note: "npm login", Lifetime: sessionLifetime})
-	if err != nil {
-		return err
+	secret := asked.Password // one that has shown a token keeps it
+	if who.Token == "" {
+		token, err := h.o.Tokens.CreateToken(r.Context(), who, registry.TokenSpec{Kind: "session", Note: "npm login", Lifetime: sessionLifetime})
+		if err != nil {
+			return err
+		}
+		secret = token.Secret
 	}
 	return tell(w, http.StatusCreated, struct {
 		OK    bool   `json:"ok"`
 		ID    string `json:"id"`
 		Rev   string `json:"rev"`
 		Token string `json:"token"`
-	}{true, couchUser + q.ref, "1-0", token.Secret})
+	}{true, couchUser + q.ref, "1-0", secret})
 }
 
 // password checks a name and a password, of which those that cannot be right

@@ -247,6 +247,10 @@ func TestLegacyLogin(t *testing.T) {
 	if who := n.get("/npm/-/whoami", bearer(token)...).is(t, 200).json(t)["username"]; who != "alice" {
 		t.Errorf("whoami: %v", who)
 	}
+	kept := p.Give("alice", registry.TokenSpec{})
+	if again := put("alice", `{"name":"alice","password":"`+kept+`"}`).is(t, 201).json(t)["token"]; again != kept {
+		t.Errorf("for the token %q it gave %q, which goes on when that is revoked", kept, again)
+	}
 	var texts []string
 	for _, c := range [][2]string{{"alice", `{"name":"alice","password":"wrong"}`}, {"carol", `{"name":"carol","password":"wrong","email":"c@example.com"}`},
 		{"alice", `{}`}, {"alice", `{"password":""}`}, {strings.Repeat("a", 65), `{"password":"x"}`}, {"alice", `{"password":"` + strings.Repeat("x", 1025) + `"}`}} {

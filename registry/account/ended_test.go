@@ -41,22 +41,22 @@ func TestAnOldPasswordLeavesNothingBehind(t *testing.T) {
 	l.must(err)
 }
 
-// A login that a token approved ends with that token.
-func TestALoginEndsWithTheTokenThatApprovedIt(t *testing.T) {
+// A session that a token had begun would go on when the token is revoked.
+func TestATokenBeginsNoSession(t *testing.T) {
 	l := newLab(t)
 	ctx := t.Context()
 	alice := principal(l.user("alice"))
-	made, err := l.CreateToken(ctx, alice, registry.TokenSpec{})
-	l.must(err)
-	id, err := l.Begin(ctx, here)
-	l.must(err)
-	l.must(l.Approve(ctx, id, registry.Principal{Name: "alice", UID: alice.UID, Token: made.ID}))
-	_, _, err = l.Revoke(ctx, root, made.ID)
-	l.must(err)
-	_, err = l.Claim(ctx, id, here)
-	l.fails(err, registry.ErrUnauthenticated)
-	if left := l.keys(tokenPrefix); len(left) > 0 {
-		t.Errorf("there are %q", left)
+	for _, kind := range []string{asked, session} {
+		made, err := l.CreateToken(ctx, alice, registry.TokenSpec{Kind: kind})
+		l.must(err)
+		by := registry.Principal{Name: "alice", UID: alice.UID, Token: made.ID}
+		_, err = l.CreateToken(ctx, by, registry.TokenSpec{Kind: session, Lifetime: sessionLife})
+		l.fails(err, registry.ErrDenied)
+		id, err := l.Begin(ctx, here)
+		l.must(err)
+		l.fails(l.Approve(ctx, id, by), registry.ErrDenied)
+		_, err = l.Claim(ctx, id, here)
+		l.fails(err, registry.ErrConflict)
 	}
 }
 

@@ -170,7 +170,7 @@ func (a *Authority) match(ctx context.Context, jwt string) (Match, registry.Acco
 type login struct {
 	From    netip.Addr `json:"from"`
 	Expires time.Time  `json:"expires"`
-	// By has approved it, and must still be somebody when it is claimed.
+	// By has approved it.
 	By      registry.Principal `json:"by,omitzero"`
 	Claimed string             `json:"claimed,omitempty"` // random, of the one who got it
 }
@@ -185,8 +185,8 @@ func (a *Authority) Begin(ctx context.Context, from netip.Addr) (string, error) 
 	return id, err
 }
 
-// Approve implements registry.Logins. Who has shown a token that is for less
-// than the account approves nothing: ErrDenied. ErrConflict if somebody else has
+// Approve implements registry.Logins. Who has shown a token and no password
+// approves nothing: ErrDenied. ErrConflict if somebody else has
 // approved it.
 func (a *Authority) Approve(ctx context.Context, id string, p registry.Principal) error {
 	acc, err := a.self(ctx, p)
@@ -208,7 +208,7 @@ func (a *Authority) Approve(ctx context.Context, id string, p registry.Principal
 }
 
 // Claim implements registry.Logins. The token is a session's, of ninety days.
-// What approved the login must still be good, the token or the password:
+// The password that approved the login must still be the account's:
 // ErrUnauthenticated if it is not, and there will be no token.
 func (a *Authority) Claim(ctx context.Context, id string, from netip.Addr) (registry.NewToken, error) {
 	var got login
@@ -229,9 +229,6 @@ func (a *Authority) Claim(ctx context.Context, id string, from netip.Addr) (regi
 	defer a.store.remove(context.WithoutCancel(ctx), loginPrefix+id)
 	spec := registry.TokenSpec{Kind: session, Note: "login in a browser", Lifetime: sessionLife}
 	acc, err := a.self(ctx, got.By)
-	if err == nil {
-		err = a.checkNarrow(ctx, got.By, spec)
-	}
 	if err != nil {
 		return registry.NewToken{}, err
 	}

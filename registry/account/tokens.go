@@ -44,9 +44,9 @@ func kindLetter(kind string) string {
 // CreateToken implements registry.Tokens. Errors beside its: ErrInvalid, and
 // ErrLimited for an account that has as many tokens as it may.
 //
-// A token with rights, networks or an end makes none that goes beyond them. A
-// session's end counts for nothing there: it stands for a person who has logged
-// in.
+// A token with rights, networks or an end makes none that goes beyond them, and
+// no session, which would outlive its revocation unseen. A session's end counts
+// for nothing there: it stands for a person who has logged in.
 func (a *Authority) CreateToken(ctx context.Context, by registry.Principal, spec registry.TokenSpec) (registry.NewToken, error) {
 	acc, err := a.self(ctx, by)
 	if err != nil {
@@ -197,6 +197,10 @@ func (a *Authority) checkNarrow(ctx context.Context, by registry.Principal, spec
 	}
 	if by.Token == "" {
 		return nil
+	}
+	if spec.Kind == session {
+		return &registry.Error{Kind: registry.ErrDenied, Text: "a session was asked for with a token",
+			Public: "a token begins no session, which would outlive it: log in with the password"}
 	}
 	parent, err := a.live(ctx, by)
 	if err != nil {
