@@ -193,17 +193,37 @@ func (h *handler) manifest(w http.ResponseWriter, r *http.Request, req *request)
 	head := w.Header()
 	head.Set("Content-Type", b.MediaType)
 	head.Set("Docker-Content-Digest", string(b.Digest))
-	head.Set("Cache-Control", "no-cache")
+	age := "no-cache"
 	if byDigest {
-		head.Set("Cache-Control", immutable)
+		age = immutable
 	}
+	h.cacheFor(w, r, &req.call, age)
 	body.Descriptor, body.ETag = b.Descriptor, etag(b.Digest)
 	return reply.Serve(w, r, body)
 }
 
-// immutable is Cache-Control's value for what a digest names. It does not say
-// "public": whether others may read it is for each request to find out.
-const immutable = "max-age=31536000, immutable"
+const (
+	// immutable is Cache-Control's value for what a digest names and everybody
+	// may have.
+	immutable = "max-age=31536000, immutable"
+	// private is that for what not everybody may have: no cache that is shared
+	// may keep it, and a client's own asks each time, because its right may have
+	// ended. A request's Authorization alone does not keep every cache from that.
+	private = "private, no-cache"
+)
+
+// cacheFor sets Cache-Control for the answer to c, which has been admitted: age,
+// if anybody would have been.
+func (h *handler) cacheFor(w http.ResponseWriter, r *http.Request, c *registry.Call, age string) {
+	if !c.Who.Anonymous() {
+		anybody := *c
+		anybody.Who, anybody.Whether = registry.Principal{}, true
+		if h.service.Guard.Admit(r.Context(), &anybody) != nil {
+			age = private
+		}
+	}
+	w.Header().Set("Cache-Control", age)
+}
 
 // look resolves the call and admits it to what it found, as opening would, and
 // opens nothing.
@@ -254,7 +274,7 @@ func (h *handler) blob(w http.ResponseWriter, r *http.Request, req *request) err
 	head := w.Header()
 	head.Set("Content-Type", octetStream)
 	head.Set("Docker-Content-Digest", req.ref)
-	head.Set("Cache-Control", immutable)
+	h.cacheFor(w, r, &req.call, immutable)
 	return reply.Serve(w, r, reply.Body{
 		Descriptor: req.call.Binding.Descriptor,
 		ETag:       etag(d),
@@ -288,7 +308,7 @@ func (h *handler) tags(w http.ResponseWriter, r *http.Request, req *request) err
 	if next != "" {
 		w.Header().Set("Link", linkTo(req.repo, next))
 	}
-	w.Header().Set("Cache-Control", "no-cache")
+	h.cacheFor(w, r, &req.call, "no-cache")
 	return h.answer(w, r, &req.call, "application/json", tagList{Name: req.repo, Tags: page})
 }
 
@@ -306,12 +326,13 @@ func (h *handler) referrers(w http.ResponseWriter, r *http.Request, req *request
 	}
 	doc, err := h.document(w, r, &req.call)
 	if registry.KindOf(err) == registry.ErrNotFound {
+		h.cacheFor(w, r, &req.call, "no-cache")
 		return noReferrersOf(w, r, wanted)
 	}
 	if err != nil {
 		return err
 	}
-	w.Header().Set("Cache-Control", "no-cache")
+	h.cacheFor(w, r, &req.call, "no-cache")
 	if wanted == "" {
 		w.Header().Set("Content-Type", v1.MediaTypeImageIndex)
 		b := req.call.Binding
@@ -328,7 +349,6 @@ func (h *handler) referrers(w http.ResponseWriter, r *http.Request, req *request
 
 // noReferrersOf answers that nothing refers to a digest, which is no error.
 func noReferrersOf(w http.ResponseWriter, r *http.Request, wanted string) error {
-	w.Header().Set("Cache-Control", "no-cache")
 	if wanted != "" {
 		w.Header().Set("OCI-Filters-Applied", "artifactType")
 	}

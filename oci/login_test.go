@@ -437,3 +437,31 @@ type undecided struct{}
 func (undecided) Admit(context.Context, *registry.Call) error {
 	return registry.Errorf(registry.ErrUnavailable, "not yet")
 }
+
+// TestSharedCachesKeepNothingPrivate: a cache in front that does not look at
+// Authorization must not have what alice got to give to others.
+func TestSharedCachesKeepNothingPrivate(t *testing.T) {
+	g := newHouse(t)
+	for repo, shared := range map[string]bool{"acme/app": false, "library/alpine": true} {
+		tag := map[bool]string{false: "1", true: "3"}[shared]
+		g.up.tags[repo] = []string{tag}
+		auth := []string{"Authorization", basic("alice", "secret")}
+		rec := g.do("GET", "/v2/"+repo+"/manifests/"+tag, auth...)
+		var m struct{ Config struct{ Digest string } }
+		if err := json.Unmarshal(rec.Body.Bytes(), &m); err != nil || rec.Code != 200 {
+			t.Fatalf("%s: %d %v", repo, rec.Code, err)
+		}
+		d := rec.Header().Get("Docker-Content-Digest")
+		for _, path := range []string{"/manifests/" + tag, "/manifests/" + d, "/blobs/" + m.Config.Digest, "/tags/list", "/referrers/" + d, "/referrers/" + d + "?artifactType=a/b"} {
+			for _, method := range []string{"GET", "HEAD"} {
+				rec := g.do(method, "/v2/"+repo+path, auth...)
+				if got := rec.Header().Get("Cache-Control"); rec.Code != 200 || (got == "private, no-cache") == shared || got == "" {
+					t.Errorf("%s %s%s: %d %q", method, repo, path, rec.Code, got)
+				}
+			}
+		}
+		if rec := g.do("GET", "/v2/"+repo+"/manifests/"+tag, append(auth, "If-None-Match", `"`+d+`"`)...); rec.Code != 304 || (rec.Header().Get("Cache-Control") == "private, no-cache") == shared {
+			t.Errorf("%s: %d %v", repo, rec.Code, rec.Header())
+		}
+	}
+}
