@@ -71,6 +71,10 @@ type Token struct {
 	// "exchange" (from a JWT).
 	Kind string `json:"kind"`
 	Note string `json:"note,omitempty"`
+	// Via is the node in front on whose word it was made, or the token it was
+	// made with. It administers no weir, whatever its owner may: a node in wrong
+	// hands can say of anyone that he asks.
+	Via string `json:"via,omitempty"`
 	// Rights bound what it may do, in the form of Grant.Right; none: all that
 	// its owner may.
 	Rights []string `json:"rights,omitempty"`

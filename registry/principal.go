@@ -29,6 +29,10 @@ type Principal struct {
 	// Only bounds what it may do in this call, whatever it is granted: a
 	// short-lived token is issued for some rights alone. nil: no bound.
 	Only []Right
+	// Via is the node in front that says who this is, where this one has not seen
+	// the password or the token itself; "" where it has. It is set by what takes
+	// a node's questions, never by who asks them.
+	Via string
 	// Node reports that it is another weir, in front of this one, which has
 	// admitted the client on whose behalf it asks.
 	Node bool

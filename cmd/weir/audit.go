@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/weir-registry/weir/registry"
@@ -46,6 +47,9 @@ func auditOf(e account.Event) audit.Event {
 		a.Who = "anonymous"
 	case e.Who.Anonymous():
 		a.Who = "this node"
+	}
+	if e.Who.Via != "" {
+		a.Ref = strings.TrimSpace(a.Ref + " through " + e.Who.Via)
 	}
 	if e.Err == nil {
 		return a

@@ -19,6 +19,8 @@ func TestChangesOfAccountsAreAudited(t *testing.T) {
 	}{
 		{account.Event{Time: now, Who: who, Addr: addr, What: "token revoke", Subject: "x", Detail: "of ci", Version: 7},
 			audit.Event{Time: now, Who: "root", UID: "u", Token: "t", From: addr, Action: "token revoke", Repo: "x", Ref: "of ci", Version: 7, Decision: audit.Change}},
+		{account.Event{Time: now, Who: registry.Principal{Name: "root", UID: "u", Via: "edge1"}, What: "token create", Subject: "x", Detail: "for user:root"},
+			audit.Event{Time: now, Who: "root", UID: "u", Action: "token create", Repo: "x", Ref: "for user:root through edge1", Decision: audit.Change}},
 		{account.Event{Time: now, Addr: addr, What: "login", Err: registry.Errorf(registry.ErrUnauthenticated, "wrong password")},
 			audit.Event{Time: now, Who: "anonymous", From: addr, Action: "login", Decision: audit.Deny, Why: "wrong password"}},
 		{account.Event{Time: now, What: "robot add", Err: registry.Errorf(registry.ErrUnavailable, "no answer")},

@@ -42,7 +42,7 @@ type Match struct {
 // log.
 type Event struct {
 	Time    time.Time
-	Who     registry.Principal // who did it; anonymous: nobody known
+	Who     registry.Principal // who did it; anonymous: nobody known; with Via: if that node is to be believed
 	Addr    netip.Addr         // from where; not valid: this node itself
 	What    string             // "user add", "token revoke", "login"
 	Subject string             // what it was done to: "user:alice", a token's ID

@@ -107,3 +107,46 @@ func TestATokenThatIsLateForItsOwnersEndIsTakenBack(t *testing.T) {
 		t.Errorf("there are %q", left)
 	}
 }
+
+// What is made on a node's word says so, and what is made with that does too.
+func TestTokensSayOnWhoseWordTheyWereMade(t *testing.T) {
+	l := newLab(t)
+	ctx := t.Context()
+	alice := principal(l.user("alice"))
+	said := alice
+	said.Via = "edge1"
+	made, err := l.CreateToken(ctx, said, registry.TokenSpec{})
+	l.must(err)
+	child, err := l.CreateToken(ctx, registry.Principal{Name: "alice", UID: alice.UID, Token: made.ID}, registry.TokenSpec{})
+	l.must(err)
+	id, err := l.Begin(ctx, here)
+	l.must(err)
+	l.must(l.Approve(ctx, id, said))
+	claimed, err := l.Claim(ctx, id, here)
+	l.must(err)
+	own, err := l.CreateToken(ctx, alice, registry.TokenSpec{})
+	l.must(err)
+	for id, via := range map[string]string{made.ID: "edge1", child.ID: "edge1", claimed.ID: "edge1", own.ID: ""} {
+		if kept, err := l.ShowToken(ctx, id); err != nil || kept.Via != via {
+			t.Errorf("%+v %v, want Via %q", kept, err, via)
+		}
+	}
+}
+
+// A short-lived token is for some repositories: it neither shows nor ends the
+// tokens of who has got it with a password.
+func TestAShortLivedTokenManagesNone(t *testing.T) {
+	l := newLab(t)
+	ctx := t.Context()
+	alice := principal(l.user("alice"))
+	made, err := l.CreateToken(ctx, alice, registry.TokenSpec{})
+	l.must(err)
+	alice.Only = []registry.Right{}
+	l.fails(l.RevokeToken(ctx, alice, made.ID), registry.ErrDenied)
+	_, err = l.ListTokens(ctx, alice)
+	l.fails(err, registry.ErrDenied)
+	alice.Token = made.ID
+	l.fails(l.RevokeToken(ctx, alice, made.ID), registry.ErrDenied)
+	_, err = l.CreateToken(ctx, alice, registry.TokenSpec{})
+	l.fails(err, registry.ErrDenied)
+}

@@ -64,6 +64,15 @@ func (a *Authority) CreateToken(ctx context.Context, by registry.Principal, spec
 // may come after the sessions were looked for; so it is looked once more who by
 // is, and what was made for nobody is taken back.
 func (a *Authority) ownToken(ctx context.Context, by Actor, acc registry.Account, spec registry.TokenSpec) (registry.NewToken, error) {
+	if by.Who.Token != "" {
+		with, err := a.live(ctx, by.Who)
+		if err != nil {
+			return registry.NewToken{}, err
+		}
+		if by.Who.Via == "" {
+			by.Who.Via = with.Via
+		}
+	}
 	made, err := a.newToken(ctx, by, acc, spec)
 	if err != nil {
 		return made, err
@@ -103,6 +112,16 @@ func (a *Authority) self(ctx context.Context, by registry.Principal) (registry.A
 	return acc, err
 }
 
+// whole is self for one who is not known by a short-lived token, which is for
+// some repositories and not for tokens.
+func (a *Authority) whole(ctx context.Context, by registry.Principal) (registry.Account, error) {
+	if by.Only != nil {
+		return registry.Account{}, &registry.Error{Kind: registry.ErrDenied, Err: registry.ErrScope, Text: "a short-lived token was to manage tokens",
+			Public: "the token this was asked with is short-lived and for some repositories only"}
+	}
+	return a.self(ctx, by)
+}
+
 // newToken makes a token of an account's.
 func (a *Authority) newToken(ctx context.Context, by Actor, acc registry.Account, spec registry.TokenSpec) (registry.NewToken, error) {
 	t, err := a.tokenOf(acc, spec)
@@ -112,6 +131,7 @@ func (a *Authority) newToken(ctx context.Context, by Actor, acc registry.Account
 	if err := a.room(ctx, acc, t.Kind); err != nil {
 		return registry.NewToken{}, err
 	}
+	t.Via = by.Who.Via
 	secret := registry.NewTokenText()
 	hash := registry.HashToken(secret)
 	t.Hash = hash[:]
@@ -271,9 +291,9 @@ func (a *Authority) room(ctx context.Context, acc registry.Account, kind string)
 }
 
 // RevokeToken implements registry.Tokens. A token that is for some rights only
-// revokes no other than itself: ErrDenied.
+// revokes no other than itself, and a short-lived one none: ErrDenied.
 func (a *Authority) RevokeToken(ctx context.Context, by registry.Principal, id string) error {
-	acc, err := a.self(ctx, by)
+	acc, err := a.whole(ctx, by)
 	if err != nil {
 		return err
 	}
@@ -289,7 +309,7 @@ func (a *Authority) RevokeToken(ctx context.Context, by registry.Principal, id s
 		if err != nil {
 			return err
 		}
-		if len(mine.Rights) > 0 || by.Only != nil {
+		if len(mine.Rights) > 0 {
 			return &registry.Error{Kind: registry.ErrDenied, Err: registry.ErrScope, Text: "a narrow token was to revoke another",
 				Public: "the token this was asked with is for some rights only, and revokes no other than itself"}
 		}
@@ -343,7 +363,7 @@ func noToken(id string) error {
 
 // ListTokens implements registry.Tokens.
 func (a *Authority) ListTokens(ctx context.Context, by registry.Principal) ([]registry.Token, error) {
-	acc, err := a.self(ctx, by)
+	acc, err := a.whole(ctx, by)
 	if err != nil {
 		return nil, err
 	}

@@ -43,6 +43,7 @@ func (v *view) decide(c *registry.Call, now int64) verdict {
 	}
 	d := verdict{until: never}
 	var rights *subject
+	var weak bool // a token that was made on a node's word
 	var own tally
 	if c.Who.Name != "" {
 		a, tok, bad := v.identify(&c.Who, now)
@@ -50,7 +51,7 @@ func (v *view) decide(c *registry.Call, now int64) verdict {
 			return verdict{outcome: bad}
 		}
 		if tok != nil {
-			rights, d.until = tok.rights, tok.until
+			rights, d.until, weak = tok.rights, tok.until, tok.Via != ""
 		}
 		v.compiled(a).tally(&own, c, l)
 	}
@@ -76,6 +77,9 @@ func (v *view) decide(c *registry.Call, now int64) verdict {
 		if rights.tally(&t, c, l); t.allow == 0 {
 			return verdict{outcome: narrowed}
 		}
+	}
+	if weak && c.Name.Space == "" {
+		return verdict{outcome: narrowed} // no repository: it is to administer weir
 	}
 	if c.Who.Only != nil && !only(c, l) {
 		return verdict{outcome: bounded}

@@ -593,3 +593,32 @@ func TestCurrentIsFromTheTokensNetworks(t *testing.T) {
 		t.Error("from nowhere it is good")
 	}
 }
+
+// A token that was made on the word of a node in front does what its owner may
+// with repositories, and does not administer weir.
+func TestATokenOnANodesWordAdministersNothing(t *testing.T) {
+	r := open(t, Options{})
+	_, own := tokenOf("t1", "alice", "u1")
+	_, said := tokenOf("t2", "alice", "u1")
+	said.Via = "edge1"
+	m := base()
+	m.put(2, keyAccount+"alice", account("alice", "u1"))
+	m.put(3, keyGrant+"g1", granting("g1", "user:alice", "u1", "admin *"))
+	m.put(4, keyToken+"t1", own)
+	m.put(5, keyToken+"t2", said)
+	m.load(t, r, 5)
+	administer := named("alice", "u1", "admin", "", "")
+	administer.Who.Token = "t1"
+	if err := admits(r, administer); err != nil {
+		t.Error(err)
+	}
+	administer.Who.Token = "t2"
+	if err := admits(r, administer); registry.KindOf(err) != registry.ErrDenied || !errors.Is(err, registry.ErrScope) {
+		t.Errorf("it administers: %v", err)
+	}
+	push := named("alice", "u1", "push", "oci", "acme/app")
+	push.Who.Token = "t2"
+	if err := admits(r, push); err != nil {
+		t.Error(err)
+	}
+}

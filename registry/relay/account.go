@@ -54,9 +54,9 @@ func parseQuestion(text []byte) (q question, err error) {
 	return q, nil
 }
 
-// account answers a question about an account. Neither it nor the answer is
+// account answers a node's question about an account. Neither it nor the answer is
 // logged.
-func (h *Handler) account(w http.ResponseWriter, r *http.Request, verb string) {
+func (h *Handler) account(w http.ResponseWriter, r *http.Request, node, verb string) {
 	if h.c.Logins == nil || h.c.Tokens == nil {
 		refuse(w, undone(registry.ErrUnavailable, "this node knows nobody who decides about accounts"))
 		return
@@ -65,6 +65,12 @@ func (h *Handler) account(w http.ResponseWriter, r *http.Request, verb string) {
 		refuse(w, undone(registry.ErrConflict, "this node's accounts are those of another database"))
 		return
 	}
+	text, err := body(w, r, maxQuestion)
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	// Not before the question is here: a node that is slow to ask holds up no other.
 	select {
 	case h.asking <- struct{}{}:
 		defer func() { <-h.asking }()
@@ -72,16 +78,12 @@ func (h *Handler) account(w http.ResponseWriter, r *http.Request, verb string) {
 		refuse(w, undone(registry.ErrUnavailable, "too much is asked about accounts at once"))
 		return
 	}
-	text, err := body(w, r, maxQuestion)
-	if err != nil {
-		refuse(w, err)
-		return
-	}
 	q, err := parseQuestion(text)
 	if err != nil {
 		refuse(w, err)
 		return
 	}
+	q.By.Via = node
 	a, err := h.decide(r, verb, q)
 	if err != nil {
 		refuse(w, err)

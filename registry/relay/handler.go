@@ -146,7 +146,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case r.URL.Path == seenPath:
 		h.seen(w, r, node)
 	case account:
-		h.account(w, r, verb)
+		h.account(w, r, node, verb)
 	default:
 		refuse(w, undone(registry.ErrInvalid, "nodes are not asked this here; is this one of another version?"))
 	}
