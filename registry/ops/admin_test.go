@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -67,5 +68,37 @@ func TestAdmin(t *testing.T) {
 	defer plain.Close()
 	if status, _ := get(t, plain.Config.Handler, "/admin/status"); status != 404 {
 		t.Errorf("what is not offered: %d", status)
+	}
+}
+
+// TestAWebPageIsNotLocalhost: a page whose own name leads to this machine is
+// told nothing, whatever headers it sends.
+func TestAWebPageIsNotLocalhost(t *testing.T) {
+	srv := httptest.NewServer(ops.Handler(ops.NewMetrics(""), ops.Admin{
+		Status: func() any { return "secret" },
+		Verify: func(context.Context, int64, func(any) error) error { t.Error("it works for a web page"); return nil },
+	}, func() error { return nil }))
+	defer srv.Close()
+	_, port, _ := net.SplitHostPort(srv.Listener.Addr().String())
+	for host, want := range map[string]int{"127.0.0.1:" + port: 200, "localhost": 200, "LocalHost:" + port: 200, "weir.localhost": 200, "[::1]:" + port: 200, "::1": 200,
+		"evil.example:" + port: 421, "evil.example": 421, "localhost.evil.example": 421, "notlocalhost": 421, "127.0.0.1.evil.example": 421, "localhost.": 421} {
+		for method, path := range map[string]string{"GET": "/admin/status", "POST": "/admin/verify"} {
+			if method == "POST" && want == 200 {
+				continue
+			}
+			req, err := http.NewRequest(method, srv.URL+path, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Host = host
+			req.Header.Set(ops.AdminHeader, "1")
+			resp, err := srv.Client().Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if resp.Body.Close(); resp.StatusCode != want {
+				t.Errorf("%s %s to %q: %s", method, path, host, resp.Status)
+			}
+		}
 	}
 }

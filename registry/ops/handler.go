@@ -14,7 +14,8 @@ import (
 //	/readyz   200 while ready returns nil, else 503 with its error in one line
 //
 // and what a offers under /admin/. There is no authentication except for accounts: the address
-// belongs on a network of operators.
+// belongs on a network of operators. A request over the loopback interface is
+// answered only if its Host is an address or localhost.
 func Handler(m *Metrics, a Admin, ready func() error) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(m.gather, promhttp.HandlerOpts{}))
@@ -30,7 +31,7 @@ func Handler(m *Metrics, a Admin, ready func() error) http.Handler {
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusOK, "weir: /metrics /healthz /readyz /admin/status")
 	})
-	return mux
+	return ownName(mux)
 }
 
 func answer(w http.ResponseWriter, status int, text string) {
