@@ -31,10 +31,6 @@ const (
 	// queueLength is how many events wait to be written at most. With all their
 	// texts as long as they may be these are about 10 MiB.
 	queueLength = 4096
-	// foldWindow is the time in which refusals that are alike become one line.
-	foldWindow = time.Second
-	// maxFolds is how many kinds of refusal are remembered for that.
-	maxFolds = 4096
 
 	defaultSize = 64 << 20
 	defaultKeep = 10
@@ -89,7 +85,9 @@ type Event struct {
 	// Node is the one that has written this.
 	Node string `json:"node,omitempty"`
 	// Count is how many events this line stands for, which are alike and of the
-	// same second; the last of them is the one it shows. None: one.
+	// same second; the last of them is the one it shows. Of refusals that are too
+	// many to have a line each they are alike in nothing but Decision and perhaps
+	// From, and Why says so. None: one.
 	Count int64 `json:"count,omitempty"`
 }
 
@@ -129,6 +127,7 @@ type Log struct {
 
 	foldMu sync.Mutex
 	folds  map[foldKey]*fold // guarded by foldMu
+	spent  spending          // guarded by foldMu
 
 	close chan struct{} // closed by Close
 	done  chan struct{} // closed by the writer
@@ -207,12 +206,17 @@ func (l *Log) Close() error {
 }
 
 // Record records an event, and fills in its Time, Version and Node if they are
-// zero. It does not wait.
+// zero. A refusal without a Count may become one line with others. It does not wait.
 func (l *Log) Record(e Event) {
 	if l == nil {
 		return
 	}
 	l.fill(&e)
+	if (e.Decision == Deny || e.Decision == Fail) && e.Count == 0 {
+		l.putFolded(foldKey{who: registryWho{e.Who, e.UID, e.Token, e.Tier}, action: registry.Action(e.Action), repo: e.Repo,
+			from: e.From, decision: e.Decision}, e)
+		return
+	}
 	l.put(e)
 }
 

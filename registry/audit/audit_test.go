@@ -380,6 +380,71 @@ func TestFolds(t *testing.T) {
 	})
 }
 
+// TestFlood has a client that asks for something else each time, with as much text
+// as it may, and guesses names: it makes no more lines than there are for one
+// address, what others do has its own, and no refusal goes uncounted.
+func TestFlood(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.log")
+	synctest.Test(t, func(t *testing.T) {
+		l := open(t, audit.Options{File: path})
+		g := l.Guard(&warden{err: registry.ErrDenied})
+		const seconds, each = 5, 400
+		for i := range seconds * each {
+			c := call()
+			c.Name.Repo, c.Agent = fmt.Sprintf("docker.io/x%d/%s", i, strings.Repeat("a", 400)), strings.Repeat("A", 250)
+			_ = g.Admit(t.Context(), c)
+			l.Record(audit.Event{Action: "login", Decision: audit.Deny, Repo: fmt.Sprintf("account:x%d", i), From: c.Addr})
+			time.Sleep(time.Second / each)
+		}
+		other := call()
+		other.Addr = netip.MustParseAddr("2001:db8::1")
+		_ = g.Admit(t.Context(), other)
+		l.Record(audit.Event{Action: "user add", Decision: audit.Change, Repo: "user:eve"})
+		closeLog(t, l)
+		var lines, from, change int
+		var all int64
+		for _, e := range read(t, path) {
+			lines++
+			switch {
+			case e.Decision == audit.Change:
+				change++
+			case e.From == other.Addr:
+				from++
+			default:
+				all += max(e.Count, 1)
+			}
+		}
+		if lines > (seconds+1)*22+2 || from != 1 || change != 1 || all != 2*seconds*each {
+			t.Errorf("%d lines, of them %d of another address and %d of a change, for %d refusals", lines, from, change, all)
+		}
+	})
+}
+
+// TestFloodFromEverywhere is the same from ever new addresses, all at
+// once.
+func TestFloodFromEverywhere(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.log")
+	synctest.Test(t, func(t *testing.T) {
+		l := open(t, audit.Options{File: path})
+		g := l.Guard(&warden{err: registry.ErrDenied})
+		const many = 20_000
+		for i := range many {
+			c := call()
+			c.Addr = netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})
+			_ = g.Admit(t.Context(), c)
+		}
+		closeLog(t, l)
+		var all int64
+		got := read(t, path)
+		for _, e := range got {
+			all += max(e.Count, 1)
+		}
+		if len(got) > 202 || all != many {
+			t.Errorf("%d lines for %d refusals", len(got), all)
+		}
+	})
+}
+
 func TestNone(t *testing.T) {
 	var l *audit.Log
 	w := &warden{}
