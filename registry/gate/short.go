@@ -27,6 +27,10 @@ const (
 	audience  = "weir"
 	// maxShort is the longest such token, in bytes: it has to fit.
 	maxShort = maxAuthorization - len("Bearer ")
+	// maxRemembered is the longest that is remembered once it was verified, so
+	// that those that are, some 32,768 which anybody may have been issued, take
+	// no more than about 60 MB. A longer one is verified each time.
+	maxRemembered = 1 << 10
 	// leeway is how far the clock of the node that made a token may be ahead.
 	leeway = 30 * time.Second
 	// longest bounds a lifetime that another node may have configured.
@@ -121,7 +125,9 @@ func (g *Gate) short(token string, from netip.Addr) (p registry.Principal, ours 
 		if c, err = verify(token, keys); err != nil {
 			return registry.Principal{}, false, err
 		}
-		g.verified.put(hash, c)
+		if len(token) <= maxRemembered {
+			g.verified.put(hash, c)
+		}
 	}
 	if err := g.still(c, from); err != nil {
 		return registry.Principal{}, true, err

@@ -116,6 +116,30 @@ func TestShortLivedIsForItsTokensNetworks(t *testing.T) {
 	g.isNot(t, registry.ErrUnauthenticated, "address", request("@", "Bearer "+short))
 }
 
+// TestLongOnesAreNotRemembered: who may be issued tokens for much has not the
+// gate's memory filled with them.
+func TestLongOnesAreNotRemembered(t *testing.T) {
+	g, _ := newGate()
+	for _, rights := range []int{1, 60} {
+		var list []registry.Right
+		for i := range rights {
+			list = append(list, registry.Right{Action: registry.Pull, Space: "oci", Repo: fmt.Sprintf("docker.io/library/%060d", i)})
+		}
+		short, _, err := g.Issue(registry.Principal{}, list)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if p, err := g.Who(request(here, "Bearer "+short)); err != nil || len(p.Only) != rights {
+				t.Errorf("%d rights: %+v %v", rights, p, err)
+			}
+		}
+		if n := len(g.verified.young); n != 1 {
+			t.Errorf("%d are remembered after one for %d rights, of %d bytes", n, rights, len(short))
+		}
+	}
+}
+
 // TestShortLivedElsewhere has a token be good at another node, and for as long
 // as its key is one of the keys.
 func TestShortLivedElsewhere(t *testing.T) {
