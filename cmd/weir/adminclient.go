@@ -74,6 +74,9 @@ func (f *adminFlags) open(cmd *cobra.Command) (*adminClient, error) {
 		text, err := os.ReadFile(file)
 		switch {
 		case errors.Is(err, os.ErrNotExist):
+			if why := databaseTrouble(cmd.Context(), c); why != "" {
+				return nil, fmt.Errorf("there is no administrator's token in the data directory yet: %s", why)
+			}
 			return nil, fmt.Errorf("there is no administrator's token: %s is not there; the node with the accounts makes it in its data directory when it starts, so name that with -c or --data, or give a token with --token or $%s", file, tokenVariable)
 		case err != nil:
 			return nil, fmt.Errorf("the administrator's token in %s cannot be read: %w; run this as the owner of the data directory, or give a token with --token or $%s", file, cause(err), tokenVariable)
@@ -82,6 +85,21 @@ func (f *adminFlags) open(cmd *cobra.Command) (*adminClient, error) {
 	}
 	a.token = strings.TrimSpace(a.token)
 	return a, nil
+}
+
+// databaseTrouble is why the running node has not reached its metadata database
+// yet; "" if it has, or if none runs that says so.
+func databaseTrouble(ctx context.Context, c *Config) string {
+	resp, err := opsRequest(ctx, c, http.MethodGet, "/admin/status")
+	if err != nil {
+		return ""
+	}
+	defer resp.Body.Close()
+	var s nodeStatus
+	if json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(&s) != nil {
+		return ""
+	}
+	return s.Entitlements.Trouble
 }
 
 // send asks for a path under the admin API and returns an answer that is not a

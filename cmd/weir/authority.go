@@ -16,6 +16,8 @@ const (
 	// that it is asked in the background, every tryAgain.
 	firstTry = 5 * time.Second
 	tryAgain = time.Second
+	// sayAgain is how often it is said that it cannot be.
+	sayAgain = time.Minute
 	// usesEvery is how often it is noted which tokens were used at this node.
 	usesEvery = 10 * time.Second
 )
@@ -60,9 +62,22 @@ func (e *entitled) openAuthority(ctx context.Context, c *Config, data *dataDir, 
 	return nil
 }
 
-// again logs a failure and waits until it is time to try again.
+// again notes a failure and waits until it is time to try again. It is logged
+// now and then, and not each time.
 func (e *entitled) again(ctx context.Context, err error) {
-	e.log.Warn("the metadata database cannot be asked; accounts cannot be changed, and the last copy counts", "err", err)
+	if ctx.Err() != nil {
+		return // for no other reason
+	}
+	text := err.Error()
+	e.authority.failure.Store(&text)
+	if now := time.Now(); now.Sub(e.authority.said) >= sayAgain {
+		e.authority.said = now
+		counts := "nobody is admitted, as there is no copy of it here yet"
+		if s := e.replica.State(); s.Whole() {
+			counts = "the copy that is here counts"
+		}
+		e.log.Error("the metadata database cannot be asked: accounts cannot be changed; it is tried every few seconds", "until then", counts, "err", err)
+	}
 	wait := time.NewTimer(tryAgain)
 	defer wait.Stop()
 	select {
@@ -99,6 +114,9 @@ func (e *entitled) decide(ctx context.Context, o account.Options, data *dataDir)
 	e.work.Go(func() { a.Run(ctx) })
 	e.work.Go(func() { e.noteUses(ctx, a) })
 	e.authority.opened.Store(a)
+	if e.authority.failure.Swap(nil) != nil {
+		e.log.Info("the metadata database is there: accounts can be changed")
+	}
 	return nil
 }
 
@@ -118,7 +136,9 @@ func (e *entitled) noteUses(ctx context.Context, a *account.Authority) {
 
 // An authority is account.Authority, as soon as its database has been reached.
 type authority struct {
-	opened atomic.Pointer[account.Authority]
+	opened  atomic.Pointer[account.Authority]
+	failure atomic.Pointer[string] // why it has not been reached; nil: it has, or it is too early to tell
+	said    time.Time              // when that was logged; by the one goroutine that tries
 }
 
 var (
@@ -130,8 +150,20 @@ func (a *authority) get() (*account.Authority, error) {
 	if opened := a.opened.Load(); opened != nil {
 		return opened, nil
 	}
-	return nil, &registry.Error{Kind: registry.ErrUnavailable, Text: "the metadata database has not been reached since the start",
+	return nil, &registry.Error{Kind: registry.ErrUnavailable, Text: a.trouble(),
 		Public: "accounts cannot be asked about right now", After: tryAgain}
+}
+
+// trouble is why the accounts are not there, for operators; "" if they are.
+func (a *authority) trouble() string {
+	if a.opened.Load() != nil {
+		return ""
+	}
+	text := "the metadata database has not been reached since this node was started"
+	if why := a.failure.Load(); why != nil {
+		return text + ": " + *why
+	}
+	return text + ": it has not answered yet"
 }
 
 // asked is what an authority that is there answers.

@@ -128,10 +128,18 @@ func (e *entitled) behind(rest http.Handler) http.Handler {
 
 // ready is nil once there is a copy to go by.
 func (e *entitled) ready() error {
-	if !e.replica.State().Whole() {
-		return errors.New("it is not known yet who may do what: no whole copy of the entitlements has come")
+	if e.replica.State().Whole() {
+		return nil
 	}
-	return nil
+	text := "it is not known yet who may do what: no whole copy of the entitlements has come"
+	if e.authority != nil {
+		if why := e.authority.trouble(); why != "" {
+			text += "; " + why
+		}
+	} else if e.client.Following() == "" {
+		text += "; no node behind gives one: " + strings.Join(e.next, ", ")
+	}
+	return errors.New(text)
 }
 
 // open reports whether everybody may pull everything of a protocol.
@@ -152,7 +160,8 @@ func (e *entitled) admin() http.Handler {
 	handler := sync.OnceValue(func() http.Handler { return account.Handler(e.authority.opened.Load(), o) })
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if _, err := e.authority.get(); err != nil {
-			answerAdmin(w, http.StatusServiceUnavailable, registry.Public(err), "the log of this node says what is wrong with its metadata database")
+			// To operators, at an address of theirs.
+			answerAdmin(w, http.StatusServiceUnavailable, e.authority.trouble(), "it is tried every few seconds, and the node need not be started again")
 			return
 		}
 		handler().ServeHTTP(w, r)
@@ -179,13 +188,21 @@ type entitlementStatus struct {
 	Lag float64 `json:"lag"`
 	// Past reports that access.past counts.
 	Past bool `json:"past"`
+	// Others are nodes behind that are not followed because they have those of
+	// another database than the copy.
+	Others []string `json:"others,omitempty"`
+	// Trouble is why this node's own database has not been reached yet.
+	Trouble string `json:"trouble,omitempty"`
 }
 
 func (e *entitled) status() entitlementStatus {
 	by, past := e.replica.Stale()
 	s := entitlementStatus{Standing: e.replica.State(), Authority: e.authority != nil, Lag: by.Seconds(), Past: past}
 	if e.client != nil {
-		s.Following = e.client.Following()
+		s.Following, s.Others = e.client.Following(), e.client.Others()
+	}
+	if e.authority != nil {
+		s.Trouble = e.authority.trouble()
 	}
 	return s
 }

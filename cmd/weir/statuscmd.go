@@ -97,23 +97,56 @@ func (s nodeStatus) print(w io.Writer) error {
 	return nil
 }
 
-// String is for people: which copy of the entitlements, and how old it is.
+// quiet is for how long a copy may go unconfirmed before people are told.
+const quiet = 3 * time.Second
+
+// unknown is how old a copy is that was never confirmed, or before a clock was set
+// back, at least.
+const unknown = 10 * 365 * 24 * time.Hour
+
+// String is for people: which copy of the entitlements, how old it is, and what
+// is wrong with it.
 func (s entitlementStatus) String() string {
 	if !s.Whole() {
-		return "entitlements: no whole copy has come yet, and nobody is admitted"
+		text := "entitlements: no whole copy has come yet, and nobody is admitted"
+		if s.Trouble != "" {
+			text += "\n  " + s.Trouble
+		}
+		return text
 	}
 	text := fmt.Sprintf("entitlements: version %d, %d records, hash %.12s", s.Version, s.Records, s.Hash)
-	if s.Authority {
-		return text + ", from this node's own database"
+	// What nobody knows is more than a Duration holds.
+	lag := time.Duration(min(s.Lag, (10*unknown).Seconds()) * float64(time.Second)).Round(100 * time.Millisecond)
+	switch {
+	case s.Authority:
+		text += ", from this node's own database"
+		if s.Trouble != "" {
+			text += "\n  " + s.Trouble + "\n  what it had when it last answered counts, which was " + ago(lag)
+		} else if lag > quiet {
+			text += "\n  the database does not answer: it did " + ago(lag) + "; what it had then counts, and accounts cannot be changed"
+		}
+		return text
+	case s.Following != "":
+		text += ", confirmed " + ago(lag) + " by way of " + s.Following
+	default:
+		text += ", confirmed " + ago(lag) + "\n  no node behind can be followed"
 	}
-	text += fmt.Sprintf(", confirmed %v ago", time.Duration(s.Lag*float64(time.Second)).Round(100*time.Millisecond))
-	if s.Following != "" {
-		text += " by way of " + s.Following
+	if len(s.Others) > 0 {
+		text += "\n  of another database than this copy, and not followed: " + strings.Join(s.Others, ", ") +
+			"\n  to follow that from now on, stop this node, remove the file entitlements in its data directory and start it again"
 	}
 	if s.Past {
-		text += "; that is longer than access.max_staleness, and access.past counts"
+		text += "\n  that is longer ago than access.max_staleness, and access.past says what is refused until a node behind confirms it"
 	}
 	return text
+}
+
+// ago is for people.
+func ago(d time.Duration) string {
+	if d > unknown {
+		return "a time ago that nobody knows"
+	}
+	return d.String() + " ago"
 }
 
 // inMiB is a number of bytes that nobody chose.

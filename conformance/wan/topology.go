@@ -28,6 +28,11 @@ type Plan struct {
 	Edges, Shields int
 	// Origin says whether there is an origin node behind.
 	Origin bool
+	// Origins is how many there are, if there are several: all others have a line
+	// to each of them. They need a Metadata that they can share.
+	Origins int
+	// Metadata is the origin nodes' origin.metadata; "": a file of their own.
+	Metadata string
 	// Store is the last nodes' origin.blobs: [StoreDir], or an address such
 	// as "s3://bucket?endpoint=…"; "": none.
 	Store string
@@ -85,8 +90,9 @@ type Node struct {
 // A Topology is nodes, and lines between them.
 type Topology struct {
 	Edges, Shields []*Node
-	// Origin is nil if the plan has none.
-	Origin *Node
+	// Origin is nil if the plan has none. Origins are it and the others.
+	Origin  *Node
+	Origins []*Node
 	// Upstream is the registry behind, Authority what nodes' certificates are
 	// signed by.
 	Upstream  *Upstream
@@ -117,7 +123,15 @@ func LayOut(t testing.TB, u *Upstream, p Plan) *Topology {
 	}
 	top := &Topology{Upstream: u, Authority: NewAuthority(t), t: t, plan: p, used: map[string]bool{}}
 	if p.Origin {
-		top.Origin = top.node("origin", true)
+		p.Origins = max(p.Origins, 1)
+	}
+	for i := range p.Origins {
+		name := "origin"
+		if i > 0 {
+			name = fmt.Sprintf("origin-%d", i)
+		}
+		top.Origins = append(top.Origins, top.node(name, true))
+		top.Origin = top.Origins[0]
 	}
 	for i := range p.Shields {
 		top.Shields = append(top.Shields, top.node(fmt.Sprintf("shield-%d", i), true))
@@ -134,11 +148,7 @@ func LayOut(t testing.TB, u *Upstream, p Plan) *Topology {
 
 // Nodes are all nodes, those behind first.
 func (top *Topology) Nodes() []*Node {
-	var all []*Node
-	if top.Origin != nil {
-		all = append(all, top.Origin)
-	}
-	return slices.Concat(all, top.Shields, top.Edges)
+	return slices.Concat(top.Origins, top.Shields, top.Edges)
 }
 
 // Doors are where the edges' clients connect.
@@ -189,31 +199,38 @@ func (top *Topology) node(name string, tiers bool) *Node {
 // join draws the lines between the nodes.
 func (top *Topology) join() {
 	p := top.plan
+	toOrigin := lines(top.t, top.Origins, p.Shield)
 	for _, s := range top.Shields {
-		if top.Origin != nil {
-			s.Behind = []*Link{StartLink(top.t, top.Origin.Tiers, p.Shield)}
-		}
+		s.Behind = toOrigin()
 	}
-	behind := top.Shields
-	if len(behind) == 0 && top.Origin != nil {
-		behind = []*Node{top.Origin}
-	}
-	var shared []*Link
-	if len(behind) > 1 {
-		for _, b := range behind {
-			shared = append(shared, StartLink(top.t, b.Tiers, p.Edge))
-		}
+	toBehind := lines(top.t, top.Shields, p.Edge)
+	if len(top.Shields) == 0 {
+		toBehind = lines(top.t, top.Origins, p.Edge)
 	}
 	for _, e := range top.Edges {
-		e.Behind = shared
-		if len(behind) == 1 {
-			e.Behind = []*Link{StartLink(top.t, behind[0].Tiers, p.Edge)}
-		}
+		e.Behind = toBehind()
 		if p.Clients != nil {
 			e.Front = StartLink(top.t, e.Addr, *p.Clients)
 			e.Door = "http://" + e.Front.Addr
 		}
 	}
+}
+
+// lines draws what leads to nodes behind, for one node after the other: to a
+// single one each has a line of its own, several have one each, which all share.
+func lines(t testing.TB, behind []*Node, s Shape) func() []*Link {
+	draw := func() []*Link {
+		var all []*Link
+		for _, b := range behind {
+			all = append(all, StartLink(t, b.Tiers, s))
+		}
+		return all
+	}
+	if len(behind) < 2 {
+		return draw
+	}
+	shared := draw()
+	return func() []*Link { return shared }
 }
 
 // configure writes a node's configuration.
@@ -253,16 +270,8 @@ func (top *Topology) configure(n *Node) {
 		}
 		fmt.Fprintf(&b, "peers: {self: %q, nodes: [%s]}\n", "https://"+n.Tiers, quoted(peers))
 	}
-	if len(n.Behind) == 0 && p.Store != "" {
-		store := p.Store
-		if store == StoreDir {
-			n.Store = filepath.Join(top.t.TempDir(), "origin")
-			if err := os.Mkdir(n.Store, 0o700); err != nil {
-				top.t.Fatal(err)
-			}
-			store = "file://" + n.Store
-		}
-		fmt.Fprintf(&b, "origin: {blobs: %q}\n", store)
+	if len(n.Behind) == 0 {
+		top.origin(&b, n)
 	}
 	fmt.Fprintf(&b, "oci:\n  default: docker.io\n  upstreams:\n    docker.io: {url: %q, fresh: %v, stale: 720h}\n", "http://"+n.Upstream.Addr, fresh)
 	// No npm registry to find: what is measured here is images.
@@ -274,6 +283,27 @@ func (top *Topology) configure(n *Node) {
 	fmt.Fprintf(&b, "access:\n  anonymous: [%s]\n%s", anonymous, p.Access)
 	b.WriteString(p.More)
 	n.Configure(b.String())
+}
+
+// origin writes what a node without others behind it keeps, and where.
+func (top *Topology) origin(b *strings.Builder, n *Node) {
+	var parts []string
+	if store := top.plan.Store; store != "" {
+		if store == StoreDir {
+			n.Store = filepath.Join(top.t.TempDir(), "origin")
+			if err := os.Mkdir(n.Store, 0o700); err != nil {
+				top.t.Fatal(err)
+			}
+			store = "file://" + n.Store
+		}
+		parts = append(parts, fmt.Sprintf("blobs: %q", store))
+	}
+	if top.plan.Metadata != "" {
+		parts = append(parts, fmt.Sprintf("metadata: %q", top.plan.Metadata))
+	}
+	if len(parts) > 0 {
+		fmt.Fprintf(b, "origin: {%s}\n", strings.Join(parts, ", "))
+	}
 }
 
 // hosts are the addresses that others know a node by.

@@ -23,6 +23,9 @@ const (
 	maxBody = 64 << 10
 	// bodyTime is how long it may take to arrive.
 	bodyTime = 10 * time.Second
+	// answerTime is how long a request may take that waits for no nodes: a
+	// database that does not answer would have a person wait for minutes.
+	answerTime = 10 * time.Second
 )
 
 // A Board is how the copies of the nodes in front of this one are.
@@ -149,6 +152,11 @@ func (h *admin) routes() {
 // admitted lets those ask who may, and answers what e returns.
 func (h *admin) admitted(e endpoint) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != AdminPath+"nodes" { // which has a limit of its own
+			ctx, cancel := context.WithTimeout(r.Context(), answerTime)
+			defer cancel()
+			r = r.WithContext(ctx)
+		}
 		c, err := h.admit(w, r)
 		var answer any
 		if err == nil {

@@ -116,6 +116,7 @@ type behind struct {
 
 	mu     sync.Mutex
 	passed time.Time // guarded by mu; it is left alone until then
+	other  bool      // guarded by mu; it was of another database when last asked
 }
 
 // NewClient makes a Client. It does nothing before Run, except for questions
@@ -162,6 +163,21 @@ func (c *Client) Following() string {
 	return ""
 }
 
+// Others are the hosts and ports of nodes that are not followed because they have
+// the entitlements of another database than the copy, or of an earlier state of
+// it: a person has to decide which is right.
+func (c *Client) Others() []string {
+	var hosts []string
+	for _, n := range c.nodes {
+		n.mu.Lock()
+		if n.other {
+			hosts = append(hosts, n.host)
+		}
+		n.mu.Unlock()
+	}
+	return hosts
+}
+
 func (c *Client) current() *behind {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -187,8 +203,15 @@ func (n *behind) pass(now time.Time) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	was := n.passed
-	n.passed = now.Add(passedFor)
+	n.passed, n.other = now.Add(passedFor), true
 	return now.Sub(was) > passedFor
+}
+
+// forgive notes that the node can be followed.
+func (n *behind) forgive() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.other = false
 }
 
 // Run follows and reports until ctx is done.

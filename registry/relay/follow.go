@@ -71,7 +71,7 @@ func (c *Client) failed(n *behind, err error) {
 		if n.pass(c.o.Now()) {
 			c.o.Meter.Event("entitlements of another database", n.host)
 			c.o.Log.Error("a node behind has the entitlements of another database than this node's copy, or of an earlier state of it, and is passed over;"+
-				" let `next` name nodes of one database, or remove this node's copy of the entitlements and start it again to follow that one",
+				" let `next` name nodes of one database, or, to follow that one from now on, stop this node, remove the file `entitlements` in its data directory and start it again",
 				"node", n.host, "database", c.o.Copy.State().Database, "err", err)
 		}
 		return
@@ -238,6 +238,7 @@ func (f *follower) good() {
 	}
 	f.c.setCurrent(f.n)
 	f.n.lost = false
+	f.n.forgive()
 	f.c.o.Meter.Event("entitlements followed", f.n.host)
 	f.c.o.Log.Info("following a node for entitlements", "node", f.n.host)
 	f.news()

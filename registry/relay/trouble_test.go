@@ -297,11 +297,14 @@ func TestOtherDatabase(t *testing.T) {
 	go func() { defer close(done); edge.client.Run(ctx) }()
 	defer func() { cancel(); <-done }()
 	eventually(t, "the good one is followed", func() bool { return edge.client.Following() == good.addr })
-	if n := edge.meter.count("entitlements of another database"); n != 1 || !strings.Contains(edge.log.String(), "remove this node's copy") {
+	if n := edge.meter.count("entitlements of another database"); n != 1 || !strings.Contains(edge.log.String(), "remove the file `entitlements`") {
 		t.Errorf("%d events; %s", n, edge.log)
 	}
 	if len(other.board.List()) != 0 {
 		t.Errorf("it was told: %v", other.board.List())
+	}
+	if got := edge.client.Others(); len(got) != 1 || got[0] != other.addr {
+		t.Errorf("those of another database are %v, not %s", got, other.addr)
 	}
 }
 
