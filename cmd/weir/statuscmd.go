@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/weir-registry/weir/cachetiers/peer"
+	"github.com/weir-registry/weir/registry"
 )
 
 func statusCommand() *cobra.Command {
@@ -82,9 +83,10 @@ func (s nodeStatus) print(w io.Writer) error {
 		}
 	}
 	if len(s.Front) > 0 {
-		fmt.Fprintf(t, "\nIN FRONT\tVERSION\tHASH\tHEARD\tVIA\n")
+		fmt.Fprintf(t, "\nIN FRONT\tVERSION\tHASH\tHEARD\tVIA\tNOTE\n")
 		for _, f := range s.Front {
-			fmt.Fprintf(t, "%s\t%d\t%.12s\t%s\t%s\n", f.Node, f.Version, f.Hash, f.Heard.UTC().Format(time.DateTime), strings.Join(f.Via, " "))
+			heard := max(time.Since(f.Heard), 0)
+			fmt.Fprintf(t, "%s\t%d\t%.12s\t%s\t%s\t%s\n", f.Node, f.Version, f.Hash, ago(heard.Round(100*time.Millisecond)), orDash(strings.Join(f.Via, " ")), s.note(f.Standing, heard))
 		}
 	}
 	if err := t.Flush(); err != nil {
@@ -95,6 +97,22 @@ func (s nodeStatus) print(w io.Writer) error {
 		fmt.Fprintf(w, "\n%d blobs are still to be written to the origin store\n", s.Waiting)
 	}
 	return nil
+}
+
+// note is what is wrong with the copy of a node in front.
+func (s nodeStatus) note(is registry.Standing, heard time.Duration) string {
+	own := s.Entitlements
+	switch {
+	case heard > quiet:
+		return "silent"
+	case !is.Whole():
+		return "has no copy yet"
+	case is.Version < own.Version:
+		return "behind"
+	case is.Version == own.Version && is.Hash != own.Hash:
+		return "differs"
+	}
+	return ""
 }
 
 // quiet is for how long a copy may go unconfirmed before people are told.

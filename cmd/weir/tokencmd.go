@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -166,6 +167,7 @@ func (a *adminClient) follow(ctx context.Context, version uint64, limit time.Dur
 	}
 	defer resp.Body.Close()
 	lines := json.NewDecoder(bufio.NewReader(resp.Body))
+	have := map[string]bool{}
 	for {
 		var r account.Reached
 		if err := lines.Decode(&r); err != nil {
@@ -177,20 +179,30 @@ func (a *adminClient) follow(ctx context.Context, version uint64, limit time.Dur
 				return err
 			}
 		case !r.Done:
-			fmt.Fprintf(a.stdout, "  %s  after %.3fs\n", nodeName(r.Node, r.Via), r.After)
+			name := nodeName(r.Node, r.Via)
+			if r.Self {
+				name += " (this node)"
+			}
+			fmt.Fprintf(a.stdout, "  %-32s after %.3fs\n", name, r.After)
 		}
 		if !r.Done {
+			have[r.Node] = true
 			continue
 		}
 		if len(r.Missing) == 0 {
+			if a.output == "text" {
+				fmt.Fprintf(a.stdout, "that is all of them: %d\n", len(have))
+			}
 			return nil
 		}
 		var names []string
 		for _, n := range r.Missing {
 			if a.output == "text" {
-				fmt.Fprintf(a.stdout, "  %s  not within %.3fs; last heard of %s\n", nodeName(n.Node, n.Via), r.After, when(n.Heard))
+				fmt.Fprintf(a.stdout, "  %-32s not within %.3fs; last heard of %s\n", nodeName(n.Node, n.Via), r.After, when(n.Heard))
 			}
-			names = append(names, n.Node)
+			if !slices.Contains(names, n.Node) {
+				names = append(names, n.Node)
+			}
 		}
 		return fmt.Errorf("it is revoked, but nodes that have not heard of it yet: %s", strings.Join(names, ", "))
 	}

@@ -18,6 +18,8 @@ type Reached struct {
 	// Node is one that has the version; "" in the last line.
 	Node string   `json:"node,omitempty"`
 	Via  []string `json:"via,omitempty"`
+	// Self reports that it is the node that answers.
+	Self bool `json:"self,omitempty"`
 	// After is how long it took since the request came, in seconds.
 	After float64 `json:"after"`
 	// Done reports that this is the last line, and Missing are then the nodes
@@ -77,7 +79,7 @@ func (h *admin) wait(w http.ResponseWriter, c *caller, version uint64, limit tim
 	if err := h.a.o.Replica.Wait(ctx, version); err != nil {
 		last.Missing = append(last.Missing, h.self())
 	} else {
-		line(Reached{Node: h.o.Node})
+		line(Reached{Node: h.o.Node, Self: true})
 	}
 	if h.o.Board != nil {
 		without, _ := h.o.Board.Wait(ctx, version, func(n registry.NodeStanding) {

@@ -219,26 +219,40 @@ func (b *Board) since(change uint64) (list []registry.NodeStanding, last uint64,
 // is why it did not wait for them.
 //
 // What a node says of those in front of it counts for what it says alone: a node
-// that is known on two ways is waited for on both.
+// that is known on two ways is waited for on both. But one that has been silent
+// on one way for longer than reports are apart, and has the version on another
+// that it was heard of on since, has only moved: the node in between has died, or
+// it has started again. It is waited for on that way no more.
 func (b *Board) Wait(ctx context.Context, version uint64, reached func(registry.NodeStanding)) (without []registry.NodeStanding, err error) {
-	open := map[string]bool{}
+	open := map[string]bool{} // waited for: true, has it: false
 	list, _, next := b.since(0)
 	for _, s := range list {
 		open[keyOf(s.Node, s.Via)] = true
 	}
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
+	has := func(s registry.NodeStanding) {
+		key := keyOf(s.Node, s.Via)
+		if waits, known := open[key]; waits || !known {
+			open[key] = false
+			reached(s)
+		}
+	}
 	for {
 		without = without[:0]
 		hope := false
 		now := b.now()
+		newest := newestOf(list, version)
 		for _, s := range list {
 			key := keyOf(s.Node, s.Via)
+			moved, elsewhere := newest[s.Node]
 			switch {
 			case !open[key]:
 			case s.Whole() && s.Version >= version:
-				delete(open, key)
-				reached(s)
+				has(s)
+			case elsewhere && moved.Heard.After(s.Heard.Add(reportEvery)):
+				open[key] = false
+				has(moved)
 			default:
 				without = append(without, s)
 				hope = hope || now.Sub(s.Heard) < missing
@@ -255,4 +269,16 @@ func (b *Board) Wait(ctx context.Context, version uint64, reached func(registry.
 		}
 		list, _, next = b.since(0)
 	}
+}
+
+// newestOf is, for each node that has a version on some way, the way that it was
+// last heard of on.
+func newestOf(list []registry.NodeStanding, version uint64) map[string]registry.NodeStanding {
+	newest := map[string]registry.NodeStanding{}
+	for _, s := range list {
+		if was, ok := newest[s.Node]; s.Whole() && s.Version >= version && (!ok || s.Heard.After(was.Heard)) {
+			newest[s.Node] = s
+		}
+	}
+	return newest
 }

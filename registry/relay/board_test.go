@@ -144,6 +144,51 @@ func TestWait(t *testing.T) {
 	})
 }
 
+// TestWaitMoved: a node whose way has died has moved, and is not waited for on
+// that way once it has been heard of on another, though that was not known when
+// the waiting began. One that is only said to have the version while its own way
+// lives is waited for.
+func TestWaitMoved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTold(t)
+		at := func(node string, version uint64) posted { return posted{Node: node, Database: "db", Version: version} }
+		c.by("shield-1", 8, true, at("edge-1", 8), at("edge-2", 8))
+		c.by("shield-2", 8, true, at("edge-2", 8), at("edge-3", 8))
+		begun := time.Now()
+		var reached []string
+		done := make(chan []registry.NodeStanding)
+		ctx, cancel := context.WithTimeout(t.Context(), 9*time.Second)
+		defer cancel()
+		go func() {
+			without, _ := c.board.Wait(ctx, 9, func(s registry.NodeStanding) {
+				reached = append(reached, fmt.Sprint(s.Via, s.Node, " ", time.Since(begun)))
+			})
+			done <- without
+		}()
+		// shield-1 is dead, and edge-1 goes on with shield-2, which also says what
+		// is not true of edge-4.
+		c.by("edge-4", 8, true)
+		for range 8 {
+			<-time.After(time.Second)
+			synctest.Wait()
+			c.by("edge-4", 8, true)
+			c.by("shield-2", 9, true, at("edge-1", 9), at("edge-2", 8), at("edge-3", 9), at("edge-4", 9))
+			synctest.Wait()
+		}
+		var without []string
+		for _, s := range <-done {
+			without = append(without, fmt.Sprint(s.Via, s.Node))
+		}
+		// It looks once a second if nothing changes, and so may be one late.
+		if got := fmt.Sprint(reached); got != "[[shield-2]edge-3 1s []shield-2 1s [shield-2]edge-1 3s]" && got != "[[shield-2]edge-3 1s []shield-2 1s [shield-2]edge-1 4s]" {
+			t.Errorf("reached %v", got)
+		}
+		if got := fmt.Sprint(without); got != "[[shield-1]edge-2 [shield-2]edge-2 []edge-4 []shield-1]" {
+			t.Errorf("without are %v", got)
+		}
+	})
+}
+
 // TestForget: whoever is silent for ten minutes is forgotten, also if another
 // speaks of it.
 func TestForget(t *testing.T) {
