@@ -157,6 +157,7 @@ func (h *handler) legacyLogin(w http.ResponseWriter, r *http.Request, q request)
 	if err != nil {
 		return wrongLogin(err, noSignUp)
 	}
+	reply.Identified(w, who)
 	secret := asked.Password // one that has shown a token keeps it
 	if who.Token == "" {
 		token, err := h.o.Tokens.CreateToken(r.Context(), who, registry.TokenSpec{Kind: "session", Note: "npm login", Lifetime: sessionLifetime})
@@ -208,6 +209,7 @@ func (h *handler) logout(w http.ResponseWriter, r *http.Request, q request) erro
 	if err != nil {
 		return err
 	}
+	reply.Identified(w, who)
 	if err := h.o.Tokens.RevokeToken(r.Context(), who, who.Token); err != nil {
 		return err
 	}
@@ -226,6 +228,7 @@ func (h *handler) exchange(w http.ResponseWriter, r *http.Request, _ request) er
 	if err != nil {
 		return err
 	}
+	reply.Identified(w, registry.Principal{Name: token.Owner})
 	return tell(w, http.StatusCreated, struct {
 		Token   string `json:"token"`
 		Expires string `json:"expires,omitempty"`

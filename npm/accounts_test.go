@@ -372,13 +372,25 @@ func TestNoSecretsInTheLog(t *testing.T) {
 		}
 		h.ServeHTTP(httptest.NewRecorder(), r)
 	}
+	// Who logged out is said, and who asks with a token or a password.
+	for _, auth := range []string{"Bearer " + p.Give("alice", registry.TokenSpec{}), "Bearer " + secret, ""} {
+		r := httptest.NewRequest("GET", "/npm/-/whoami", nil)
+		r.Header["Authorization"] = []string{auth}
+		if auth == "" {
+			delete(r.Header, "Authorization")
+		}
+		h.ServeHTTP(httptest.NewRecorder(), r)
+	}
+	if n := strings.Count(log.String(), "who="); n != 2 || strings.Count(log.String(), "who=alice") != 2 {
+		t.Errorf("who asks is said %d times:\n%s", n, &log)
+	}
 	hide = append(hide, secret, secret[5:], "secret1", "secret2", "secret3", "secret4")
 	for _, s := range hide {
 		if strings.Contains(log.String(), s) {
 			t.Errorf("%q is in the log:\n%s", s, &log)
 		}
 	}
-	if n := strings.Count(log.String(), "msg=request"); n != 10 {
+	if n := strings.Count(log.String(), "msg=request"); n != 13 {
 		t.Errorf("%d lines", n)
 	}
 }

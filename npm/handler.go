@@ -157,6 +157,7 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request) error {
 		if q.who, err = h.o.Gate.Who(r); err != nil {
 			return err
 		}
+		reply.Identified(w, q.who)
 	}
 	return at.answer(h, w, r, q)
 }

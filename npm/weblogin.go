@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/weir-registry/weir/registry"
+	"github.com/weir-registry/weir/registry/reply"
 )
 
 const (
@@ -92,7 +93,7 @@ func (h *handler) loginPage(w http.ResponseWriter, r *http.Request, q request) e
 		return h.showPage(w, r, p)
 	}
 	p.Name = r.PostForm.Get("name")
-	err = h.approve(r, b.ID, p.Name, r.PostForm.Get("password"))
+	err = h.approve(w, r, b.ID, p.Name, r.PostForm.Get("password"))
 	switch kind := registry.KindOf(err); {
 	case err == nil:
 		p = page{Status: http.StatusOK, Title: "Logged in", Text: "You are logged in as " + p.Name + ". You can close this page and go back to the terminal.", Done: true}
@@ -110,11 +111,12 @@ func (h *handler) loginPage(w http.ResponseWriter, r *http.Request, q request) e
 }
 
 // approve logs in who began the login id, as name.
-func (h *handler) approve(r *http.Request, id, name, password string) error {
+func (h *handler) approve(w http.ResponseWriter, r *http.Request, id, name, password string) error {
 	who, err := h.password(r, name, password)
 	if err != nil {
 		return wrongLogin(err, "Wrong name or password.")
 	}
+	reply.Identified(w, who)
 	return h.o.Logins.Approve(r.Context(), id, who)
 }
 

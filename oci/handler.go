@@ -109,6 +109,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.failWho(w, r, p.kind, req.call.Name.Repo, err)
 		return
 	}
+	reply.Identified(w, who)
 	req.call.Who = who
 	if err := h.serve(w, r, req); err != nil {
 		h.log.DebugContext(r.Context(), "request failed", "name", req.call.Name.String(), "err", err)

@@ -121,6 +121,7 @@ func (h *handler) failWho(w http.ResponseWriter, r *http.Request, k kind, repo s
 // sent to do that unless there is nothing it could gain.
 func (h *handler) ping(w http.ResponseWriter, r *http.Request) {
 	who, err := h.gate.Who(r)
+	reply.Identified(w, who)
 	switch {
 	case err != nil:
 		h.failWho(w, r, other, "", err)

@@ -1,10 +1,12 @@
 package oci
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -462,6 +464,35 @@ func TestSharedCachesKeepNothingPrivate(t *testing.T) {
 		}
 		if rec := g.do("GET", "/v2/"+repo+"/manifests/"+tag, append(auth, "If-None-Match", `"`+d+`"`)...); rec.Code != 304 || (rec.Header().Get("Cache-Control") == "private, no-cache") == shared {
 			t.Errorf("%s: %d %v", repo, rec.Code, rec.Header())
+		}
+	}
+}
+
+// TestLogSaysWho: the log line of a request has the account that was identified,
+// and never what somebody claims to be called.
+func TestLogSaysWho(t *testing.T) {
+	var log bytes.Buffer
+	g := newHouse(t, func(c *Config) { c.Service.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+	for _, c := range []struct{ target, auth, want string }{
+		{"/v2/", basic("alice", "secret"), " who=alice"},
+		{"/v2/acme/app/manifests/1", basic("alice", "secret"), " who=alice"},
+		{"/v2/bob/app/manifests/1", basic("alice", "secret"), " who=alice"}, // though she may not
+		{"/token?scope=repository:acme/app:pull", basic("alice", "secret"), " who=alice"},
+		{"/v2/acme/app/manifests/1", basic("alice", "wrong"), ""},
+		{"/token", basic("alice", "wrong"), ""},
+		{"/v2/", basic("alice", "wrong"), ""},
+		{"/v2/library/alpine/manifests/3", "", ""},
+		{"/token", "", ""},
+	} {
+		log.Reset()
+		var header []string
+		if c.auth != "" {
+			header = []string{"Authorization", c.auth}
+		}
+		g.do("GET", c.target, header...)
+		line := log.String()
+		if strings.Count(line, "msg=request ") != 1 || !strings.Contains(line, c.want) || c.want == "" && strings.Contains(line, "who=") {
+			t.Errorf("%s with %q is logged as %s", c.target, c.auth, line)
 		}
 	}
 }

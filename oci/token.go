@@ -85,6 +85,7 @@ func (t *issuer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	var g issued
 	if err == nil {
+		reply.Identified(w, a.who)
 		g, err = t.give(r, a)
 	}
 	if err != nil {

@@ -98,6 +98,7 @@ type recorder struct {
 	bytes  int64
 	via    registry.Via
 	err    error  // why the answer failed or was cut off
+	who    string // the account that asked; "": nobody in particular
 	uri    string // what the log says in place of the request's; "": that
 }
 
@@ -173,6 +174,9 @@ func (rec *recorder) log(o Options, r *http.Request, took time.Duration) {
 		slog.Float64("ms", float64(took.Microseconds())/1000), slog.String("cache", rec.via.String()),
 		slog.String("from", r.RemoteAddr), slog.String("agent", clip(r.UserAgent(), 128)),
 	}
+	if rec.who != "" {
+		attrs = append(attrs, slog.String("who", rec.who))
+	}
 	if rec.err != nil {
 		attrs = append(attrs, slog.String("err", rec.err.Error()))
 	}
@@ -223,6 +227,15 @@ func Record(w http.ResponseWriter, v registry.Via) {
 func LogAs(w http.ResponseWriter, uri string) {
 	if rec := find(w); rec != nil {
 		rec.uri = uri
+	}
+}
+
+// Identified tells the middleware who makes the request, for its log line. Only
+// who has been identified belongs there: what a client claims to be called may
+// be a password that was typed in the wrong place.
+func Identified(w http.ResponseWriter, who registry.Principal) {
+	if rec := find(w); rec != nil {
+		rec.who = who.Name
 	}
 }
 

@@ -327,6 +327,10 @@ func TestHandler(t *testing.T) {
 		switch r.URL.Path {
 		case "/panic":
 			panic("oops")
+		case "/alice":
+			reply.Identified(w, registry.Principal{Name: "alice"})
+		case "/anonymous":
+			reply.Identified(w, registry.Principal{})
 		case "/via":
 			reply.Record(w, registry.Via{Fwd: "stale", Stale: 5 * time.Second, Detail: "upstream", Warning: "it \"said\"\n no"})
 		}
@@ -350,6 +354,13 @@ func TestHandler(t *testing.T) {
 	}
 	if fmt.Sprint(m.status) != "[200 500]" {
 		t.Errorf("metered %v", m.status)
+	}
+	for path, want := range map[string]bool{"/alice": true, "/anonymous": false, "/via": false} {
+		logged.Reset()
+		h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", path, nil))
+		if got := strings.Contains(logged.String(), " who="); got != want || want && !strings.Contains(logged.String(), " who=alice") {
+			t.Errorf("%s is logged as %s", path, &logged)
+		}
 	}
 }
 
