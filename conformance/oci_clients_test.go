@@ -164,7 +164,7 @@ func ociWaitSocket(t *testing.T, p *lab.Process, name, socket string) {
 func startDockerd(t *testing.T, addr string) ociPuller {
 	t.Helper()
 	config := t.TempDir()
-	run := startDockerCLI(t, addr)
+	run, _ := startDockerCLI(t, addr)
 	docker := func(t *testing.T, args ...string) string {
 		t.Helper()
 		r := run(t, config, "", args...)
@@ -183,16 +183,21 @@ func startDockerd(t *testing.T, addr string) ociPuller {
 	}
 }
 
+// A dockerCommand runs docker, with a directory for its configuration and what is
+// on its standard input.
+type dockerCommand func(t *testing.T, config, in string, args ...string) lab.Result
+
 // startDockerCLI starts a docker daemon that has weir as its mirror, and gives
-// the docker command for it, with a directory for its configuration and what
-// is on its standard input.
-func startDockerCLI(t *testing.T, addr string) func(t *testing.T, config, in string, args ...string) lab.Result {
+// the docker command for it and the daemon. What the daemon does not get from a
+// loopback address it gets from nowhere.
+func startDockerCLI(t *testing.T, addr string) (dockerCommand, *lab.Process) {
 	t.Helper()
 	containerd := startContainerdProcess(t)
 	dir := t.TempDir()
 	socket := filepath.Join(dir, "docker.sock")
 	ociWrite(t, filepath.Join(dir, "daemon.json"), "{}")
-	p := lab.Start(t, lab.Command{Path: lab.Tool(t, "dockerd"), Dir: dir, Args: []string{
+	nowhere := []string{"HTTP_PROXY=http://127.0.0.1:1", "HTTPS_PROXY=http://127.0.0.1:1", "NO_PROXY=127.0.0.0/8"}
+	p := lab.Start(t, lab.Command{Path: lab.Tool(t, "dockerd"), Dir: dir, Env: nowhere, Args: []string{
 		"--config-file", filepath.Join(dir, "daemon.json"), "--containerd", containerd,
 		"--data-root", filepath.Join(dir, "data"), "--exec-root", filepath.Join(dir, "exec"),
 		"--pidfile", filepath.Join(dir, "docker.pid"), "--host", "unix://" + socket,
@@ -205,7 +210,7 @@ func startDockerCLI(t *testing.T, addr string) func(t *testing.T, config, in str
 		t.Helper()
 		return ociPiped(t, in, lab.Command{Path: lab.Tool(t, "docker"), Args: append([]string{"--host", "unix://" + socket}, args...),
 			Env: []string{"DOCKER_CONFIG=" + config, "HOME=" + dir}})
-	}
+	}, p
 }
 
 // startContainerd starts a containerd with a hosts.toml for each registry: one
