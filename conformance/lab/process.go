@@ -143,6 +143,20 @@ func (p *Process) Kill9() {
 	<-p.done
 }
 
+// Freeze stops the process in its tracks: who connects to it is connected, and
+// hears nothing. Thaw, or the end of the test, lets it go on.
+func (p *Process) Freeze() {
+	p.t.Helper()
+	p.t.Cleanup(p.Thaw) // before it is asked to stop
+	p.signal(syscall.SIGSTOP)
+}
+
+// Thaw ends Freeze.
+func (p *Process) Thaw() {
+	p.t.Helper()
+	p.signal(syscall.SIGCONT)
+}
+
 func (p *Process) signal(s syscall.Signal) {
 	if err := p.cmd.Process.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		p.t.Errorf("signal %v to %s: %v", s, p.name, err)

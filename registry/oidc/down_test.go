@@ -9,8 +9,6 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -262,59 +260,24 @@ func TestUnknownKeysAskSeldom(t *testing.T) {
 // TestRealIssuer takes tokens from oidc-provider.
 func TestRealIssuer(t *testing.T) {
 	t.Parallel()
-	dir := filepath.Join(lab.Root(t), ".tools", "oidc")
-	script, err := filepath.Abs(filepath.Join("testdata", "issuer.mjs"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := lab.FreeAddr(t)
-	base := "http://" + addr
-	p := lab.Start(t, lab.Command{Path: lab.Tool(t, "node"), Args: []string{script, dir, addr[strings.LastIndexByte(addr, ':')+1:]}})
-	lab.Eventually(t, 30*time.Second, "the issuer answers", func() error {
-		if !p.Running() {
-			t.Fatalf("oidc-provider does not run (conformance/setup.sh installs it): %s", p.Log())
-		}
-		resp, err := http.Get(base + "/jwks")
-		if err == nil {
-			resp.Body.Close()
-		}
-		return err
-	})
-	token := func(resource string) string {
-		req, _ := http.NewRequest(http.MethodPost, base+"/token", strings.NewReader(url.Values{
-			"grant_type": {"client_credentials"}, "resource": {resource}}.Encode()))
-		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-		req.SetBasicAuth("ci", "secret")
-		resp, err := http.DefaultClient.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		var answer struct {
-			Token string `json:"access_token"`
-		}
-		if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil || answer.Token == "" {
-			t.Fatalf("no token for %s: %s, %v", resource, resp.Status, err)
-		}
-		return answer.Token
-	}
+	p := lab.StartIssuer(t)
 	rule := oidc.Rule{Robot: "ci", Claims: map[string]string{"repository": "acme/*", "ref": "refs/heads/*", "run_attempt": "1",
 		"kubernetes.io/serviceaccount/name": "puller"}}
-	e, err := oidc.New([]oidc.Issuer{{URL: base, Audience: audience, Rules: []oidc.Rule{rule}},
-		{URL: base, Audience: audience + "/ec", Rules: []oidc.Rule{rule}}}, oidc.Options{})
+	e, err := oidc.New([]oidc.Issuer{{URL: p.URL, Audience: audience, Rules: []oidc.Rule{rule}},
+		{URL: p.URL, Audience: audience + "/ec", Rules: []oidc.Rule{rule}}}, oidc.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, resource := range []string{audience, audience + "/ec"} {
-		m, err := e.Check(t.Context(), token(resource))
-		if err != nil || m.Robot != "ci" || m.Subject != "ci" || m.Issuer != base || time.Until(m.Expires) < 4*time.Minute {
+		m, err := e.Check(t.Context(), p.Token(resource))
+		if err != nil || m.Robot != "ci" || m.Subject != "ci" || m.Issuer != p.URL || time.Until(m.Expires) < 4*time.Minute {
 			t.Errorf("%s: %+v, %v", resource, m, err)
 		}
 	}
-	if _, err := e.Check(t.Context(), token("https://other.test")); !errors.Is(err, registry.ErrUnauthenticated) {
+	if _, err := e.Check(t.Context(), p.Token("https://other.test")); !errors.Is(err, registry.ErrUnauthenticated) {
 		t.Errorf("a token for others: %v", err)
 	}
-	last := token(audience)
+	last := p.Token(audience)
 	p.Stop()
 	if _, err := e.Check(t.Context(), last); err != nil {
 		t.Errorf("when the issuer is gone: %v", err)

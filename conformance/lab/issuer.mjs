@@ -1,7 +1,8 @@
 // An issuer of JWTs on loopback: node issuer.mjs DIRECTORY PORT, where DIRECTORY
 // has oidc-provider in its node_modules. A client "ci" with the secret "secret"
 // gets access tokens in the form of JWTs by client credentials, for whatever
-// audience it names as resource.
+// audience it names as resource. Of the scopes that it may ask for, "later" makes
+// one that is not valid before an hour from now, "other" one of another repository.
 import { generateKeyPairSync } from 'node:crypto';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
@@ -29,13 +30,15 @@ const provider = new Provider(`http://127.0.0.1:${port}`, {
     resourceIndicators: {
       enabled: true,
       getResourceServerInfo: (ctx, resource) => ({
-        scope: 'pull', audience: resource, accessTokenFormat: 'jwt', accessTokenTTL: 300,
+        scope: 'pull later other', audience: resource, accessTokenFormat: 'jwt', accessTokenTTL: 300,
         jwt: { sign: { alg: resource.endsWith('/ec') ? 'ES256' : 'RS256' } },
       }),
     },
   },
-  extraTokenClaims: () => ({
-    repository: 'acme/app', ref: 'refs/heads/main', run_attempt: 1,
+  extraTokenClaims: (ctx, token) => ({
+    repository: token.scope?.includes('other') ? 'evil/app' : 'acme/app',
+    ...(token.scope?.includes('later') && { nbf: Math.floor(Date.now() / 1000) + 3600 }),
+    ref: 'refs/heads/main', run_attempt: 1,
     'kubernetes.io': { namespace: 'build', serviceaccount: { name: 'puller' } },
   }),
 });
