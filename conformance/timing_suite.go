@@ -13,13 +13,15 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 )
 
 // A Secret is two requests that someone without the right to either must not be
 // able to tell apart: for what is here because of others, and for what is nowhere.
-// They must be of one length.
+// They must be of one length. An answer may name what was asked for: words of four
+// letters and more that only one of the two paths has count as the same.
 type Secret struct {
 	Name         string
 	Here, Absent string // paths
@@ -49,7 +51,33 @@ func timingSamples() int {
 // TestIndistinguishable checks that a client of handler with this User-Agent is
 // told the same of both of each of the secrets, by status, header, body and time.
 func TestIndistinguishable(t *testing.T, handler http.Handler, agent string, secrets []Secret) {
-	s := serveTracked(t, handler, time.Minute)
+	serveTracked(t, handler, time.Minute).asker(agent).indistinguishable(t, secrets)
+}
+
+// TestIndistinguishableAt is [TestIndistinguishable] for a server that runs at an
+// address, and for a client that sends this header with each request.
+func TestIndistinguishableAt(t *testing.T, addr string, header http.Header, secrets []Secret) {
+	asker{addr, header, func() (net.Conn, error) { return net.Dial("tcp", addr) }}.indistinguishable(t, secrets)
+}
+
+// An asker asks for secrets, always with one header.
+type asker struct {
+	host   string
+	header http.Header
+	dial   func() (net.Conn, error)
+}
+
+func (s *trackedServer) asker(agent string) asker {
+	return asker{s.addr, http.Header{"User-Agent": {agent}}, func() (net.Conn, error) {
+		conn, err := net.Dial("tcp", s.addr)
+		if err == nil {
+			<-s.conns
+		}
+		return conn, err
+	}}
+}
+
+func (a asker) indistinguishable(t *testing.T, secrets []Secret) {
 	for _, secret := range secrets {
 		t.Run(secret.Name, func(t *testing.T) {
 			if len(secret.Here) != len(secret.Absent) {
@@ -59,7 +87,7 @@ func TestIndistinguishable(t *testing.T, handler http.Handler, agent string, sec
 				var found string
 				// What chance does once in a thousand tries it does not do twice.
 				for try := range 2 {
-					here, absent := s.time(t, method, agent, secret, timingSamples())
+					here, absent := a.time(t, method, secret, timingSamples())
 					if found = compare(here, absent); found == "" {
 						t.Logf("%s: medians %.1f and %.1f µs, p = %.2g", method, median(here), median(absent), mannWhitney(here, absent))
 						break
@@ -89,60 +117,99 @@ func compare(a, b []float64) string {
 	return ""
 }
 
-var varies = regexp.MustCompile(`(?m)^(X-Request-Id|Date): .*$|"request":"[0-9a-f]+"`)
+// varies is what differs from one answer to the next, whatever is asked for.
+var varies = regexp.MustCompile(`(?m)^(X-Request-Id|Date): .*$|"request":"[0-9a-f]+"` +
+	`|"(?:access_)?token":"[^"]+"|"issued_at":"[^"]+"|"expires_in":[0-9]+`)
+
+var words = regexp.MustCompile(`[A-Za-z0-9]{4,}`)
+
+// names matches what names path in an answer, and not other; nil: nothing does.
+func names(path, other string) *regexp.Regexp {
+	var only []string
+	others := words.FindAllString(other, -1)
+	for _, w := range words.FindAllString(path, -1) {
+		if !slices.Contains(others, w) {
+			only = append(only, w)
+		}
+	}
+	if only == nil {
+		return nil
+	}
+	return regexp.MustCompile(`\b(?:` + strings.Join(only, "|") + `)\b`)
+}
+
+// A question is one of a secret's requests.
+type question struct {
+	request *http.Request
+	text    []byte
+	names   *regexp.Regexp
+	times   []float64
+}
+
+func (a asker) question(t *testing.T, method, path, other string) *question {
+	t.Helper()
+	req, err := http.NewRequest(method, "http://"+a.host+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var head headText
+	_ = a.header.Write(&head)
+	return &question{request: req, names: names(path, other),
+		text: fmt.Appendf(nil, "%s %s HTTP/1.1\r\nHost: %s\r\n%s\r\n", method, path, a.host, head)}
+}
+
+// ask asks over a connection, and says how long the answer took and what it was,
+// apart from what varies.
+func (q *question) ask(conn net.Conn, in *bufio.Reader) (took time.Duration, answer string, err error) {
+	begun := time.Now()
+	if _, err := conn.Write(q.text); err != nil {
+		return 0, "", err
+	}
+	resp, err := http.ReadResponse(in, q.request)
+	if err != nil {
+		return 0, "", err
+	}
+	body, err := io.ReadAll(resp.Body)
+	took = time.Since(begun)
+	var head headText
+	_ = resp.Header.Write(&head)
+	answer = varies.ReplaceAllString(resp.Status+"\n"+string(head)+string(body), "")
+	if q.names != nil {
+		answer = q.names.ReplaceAllString(answer, "…")
+	}
+	return took, answer, err
+}
 
 // time sends n requests of each kind over one connection, mixed, and gives how long
 // each took in microseconds.
-func (s *trackedServer) time(t *testing.T, method, agent string, secret Secret, n int) (here, absent []float64) {
+func (a asker) time(t *testing.T, method string, secret Secret, n int) (here, absent []float64) {
 	t.Helper()
-	conn, err := net.Dial("tcp", s.addr)
+	conn, err := a.dial()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	<-s.conns
 	in := bufio.NewReader(conn)
+	both := []*question{a.question(t, method, secret.Here, secret.Absent), a.question(t, method, secret.Absent, secret.Here)}
 	var said string
 	order := rand.New(rand.NewPCG(1, uint64(n)))
-	for i := 0; len(here) < n || len(absent) < n; i++ {
-		isHere := order.IntN(2) == 0
-		target, times := secret.Absent, &absent
-		if isHere {
-			target, times = secret.Here, &here
-		}
-		req, err := http.NewRequest(method, "http://"+s.addr+target, nil)
+	for i := 0; len(both[0].times) < n || len(both[1].times) < n; i++ {
+		q := both[order.IntN(2)]
+		took, answer, err := q.ask(conn, in)
 		if err != nil {
 			t.Fatal(err)
 		}
-		req.Header.Set("User-Agent", agent)
-		text := fmt.Appendf(nil, "%s %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: %s\r\n\r\n", method, target, s.addr, agent)
-		begun := time.Now()
-		if _, err := conn.Write(text); err != nil {
-			t.Fatal(err)
-		}
-		resp, err := http.ReadResponse(in, req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		body, err := io.ReadAll(resp.Body)
-		took := time.Since(begun)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var head headText
-		_ = resp.Header.Write(&head)
-		now := varies.ReplaceAllString(resp.Status+"\n"+string(head)+string(body), "")
 		if said == "" {
-			said = now
+			said = answer
 		}
-		if now != said {
-			t.Fatalf("two answers:\n%s\n%s", said, now)
+		if answer != said {
+			t.Fatalf("two answers:\n%s\n%s", said, answer)
 		}
 		if i >= n/10 { // the first warm up what is between
-			*times = append(*times, float64(took.Nanoseconds())/1000)
+			q.times = append(q.times, float64(took.Nanoseconds())/1000)
 		}
 	}
-	return here[:n], absent[:n]
+	return both[0].times[:n], both[1].times[:n]
 }
 
 type headText []byte
@@ -209,7 +276,7 @@ func TimingNotices(t *testing.T, extra time.Duration) {
 		w.WriteHeader(http.StatusForbidden)
 	})
 	s := serveTracked(t, h, time.Minute)
-	here, absent := s.time(t, http.MethodGet, "x", Secret{Here: "/here", Absent: "/none"}, timingSamples())
+	here, absent := s.asker("x").time(t, http.MethodGet, Secret{Here: "/here", Absent: "/none"}, timingSamples())
 	if found := compare(here, absent); found == "" {
 		t.Errorf("%v more are not noticed: medians %.1f and %.1f µs", extra, median(here), median(absent))
 	} else {
