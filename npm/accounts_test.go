@@ -233,6 +233,46 @@ func TestSearchLeavesOut(t *testing.T) {
 
 // TestLegacyLogin: a name and a password give a token that works; whatever is
 // wrong about them is answered alike.
+// TestAsksForSomebody: whoever may pull anything may search and audit, and is
+// answered about that; for who may pull nothing the registry behind is not asked.
+func TestAsksForSomebody(t *testing.T) {
+	n, p, up := withPeople(t)
+	p.Add("", "")
+	p.Add("carol", "staple", "pull npm:@acme/*")
+	p.Add("dave", "horse", "pull oci:*")
+	carol, dave := bearer(p.Give("carol", registry.TokenSpec{})), bearer(p.Give("dave", registry.TokenSpec{}))
+	scoped := bearer(p.Give("carol", registry.TokenSpec{Rights: []string{"pull oci:*"}}))
+	const bulk = "/npm/-/npm/v1/security/advisories/bulk"
+	up.Forget()
+	for _, c := range []struct {
+		header []string
+		status int
+	}{{nil, 401}, {dave, 403}, {scoped, 403}} {
+		n.get("/npm/-/v1/search?text=right", c.header...).is(t, c.status)
+		n.get("/npm/-/npm/v1/keys", c.header...).is(t, c.status)
+		for _, body := range []string{`{}`, `{"left":["1.0.0"]}`, `nonsense`} {
+			n.do("POST", bulk, []byte(body), c.header...).is(t, c.status)
+		}
+		n.do("POST", "/npm/-/npm/v1/security/audits/quick", []byte(`{}`), c.header...).is(t, c.status)
+	}
+	if asked := up.Requests(""); len(asked) > 0 {
+		t.Errorf("the registry behind was asked: %v", asked)
+	}
+	found := n.get("/npm/-/v1/search?text=right", carol...).is(t, 200)
+	if !strings.Contains(string(found.body), "@acme/right") || found.Header.Get("Cache-Control") != "no-store" {
+		t.Errorf("%s %s", found.Header, found.body)
+	}
+	n.do("POST", bulk, []byte(`{"@acme/right":["1.0.0"],"left":["1.0.0"]}`), carol...).is(t, 200)
+	if asked := up.Requests(bulk[len("/npm"):]); len(asked) != 1 || strings.Contains(string(asked[0].Body), "left") {
+		t.Errorf("the registry behind was asked %v", asked)
+	}
+	n.do("POST", bulk, []byte(`{"left":["1.0.0"]}`), carol...).is(t, 403)
+	// For those alone who may pull something.
+	if got := n.get("/npm/-/npm/v1/keys", carol...).is(t, 200).Header.Get("Cache-Control"); got != "private, no-cache" {
+		t.Errorf("keys: Cache-Control %q", got)
+	}
+}
+
 func TestLegacyLogin(t *testing.T) {
 	n, p, _ := withPeople(t)
 	old := p.Give("alice", registry.TokenSpec{Lifetime: -time.Second})

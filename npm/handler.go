@@ -173,7 +173,7 @@ func (h *handler) ping(w http.ResponseWriter, r *http.Request, _ request) error 
 }
 
 // keys answers with the upstream's signing keys, by which clients verify
-// dist.signatures.
+// dist.signatures: they are for whoever may pull anything.
 func (h *handler) keys(w http.ResponseWriter, r *http.Request, q request) error {
 	return h.document(w, r, q, registry.Name{Space: space, Repo: "-", Ref: q.ref}, time.Minute)
 }
@@ -186,6 +186,7 @@ func (h *handler) attestations(w http.ResponseWriter, r *http.Request, q request
 // document answers with an upstream's document as it is.
 func (h *handler) document(w http.ResponseWriter, r *http.Request, q request, n registry.Name, age time.Duration) error {
 	call := h.call(r, q, n)
+	call.Some = n.Repo == "-"
 	blob, via, err := h.o.Service.Document(r.Context(), &call)
 	if err != nil {
 		return err

@@ -78,10 +78,12 @@ func (u *Upstreams) pass(ctx context.Context, method, path, query string, h http
 	return resp, u.home.client.Check(resp, method+" "+path)
 }
 
-// place admits a question that is passed on and waits for its place. It may
-// take until ctx ends; done gives the place back.
+// place admits a question that is passed on and waits for its place: whoever may
+// pull anything at all may ask, and is told of that. It may take until ctx ends;
+// done gives the place back.
 func (h *handler) place(r *http.Request, q request) (ctx context.Context, done func(), err error) {
 	call := h.call(r, q, registry.Name{Space: space, Repo: "-", Ref: q.ref})
+	call.Some = true
 	if err := h.o.Service.Guard.Admit(r.Context(), &call); err != nil {
 		return nil, nil, err
 	}

@@ -94,8 +94,12 @@ type Call struct {
 	// Whether says that nobody is about to do this: only whether it would be
 	// admitted is of interest, and that is no event.
 	Whether bool
-	Addr    netip.Addr
-	Agent   string
+	// Some says that this is about no one repository, as a search is: it is
+	// admitted if there can be one in Name's space that Who may do it with. Repo
+	// tells only the log what it is.
+	Some  bool
+	Addr  netip.Addr
+	Agent string
 }
 
 // A Want asks a Source for bytes of one blob.

@@ -11,20 +11,24 @@ import (
 	"github.com/weir-registry/weir/registry"
 )
 
-// Admit implements registry.Guard.
+// Admit implements registry.Guard. A call about a space as a whole is admitted if
+// there is a grant to pull anything in it, whatever is denied.
 func (p *People) Admit(_ context.Context, c *registry.Call) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	one, anybody := p.all[c.Who.Name], p.all[""]
-	want := string(c.Action) + " " + c.Name.Space + ":" + c.Name.Repo
-	open := matches(anybody.allow, want) && !matches(anybody.deny, want)
+	want, matches, denies := string(c.Action)+" "+c.Name.Space+":"+c.Name.Repo, matches, matches
+	if c.Some {
+		matches, denies = some, func([]string, string) bool { return false }
+	}
+	open := matches(anybody.allow, want) && !denies(anybody.deny, want)
 	if c.Who.Anonymous() {
 		if open {
 			return nil
 		}
 		return wrong("anonymous clients may not %s this", c.Action)
 	}
-	if one == nil || matches(one.deny, want) || !open && !matches(one.allow, want) {
+	if one == nil || denies(one.deny, want) || !open && !matches(one.allow, want) {
 		return registry.Errorf(registry.ErrDenied, "%s may not %s this", c.Who.Name, c.Action)
 	}
 	for _, t := range p.tokens {
@@ -43,6 +47,14 @@ func matches(rights []string, want string) bool {
 		}
 		head, star := strings.CutSuffix(right, "*")
 		return right == want || star && strings.HasPrefix(want, head)
+	})
+}
+
+// some is matches for a space as a whole.
+func some(rights []string, want string) bool {
+	space, _, _ := strings.Cut(want, ":")
+	return slices.ContainsFunc(rights, func(right string) bool {
+		return strings.HasPrefix(strings.Replace(right, "push ", "pull ", 1), space+":")
 	})
 }
 

@@ -58,7 +58,7 @@ func (g *Grants) Admit(_ context.Context, c *registry.Call) error {
 	}
 	for i := range g.list {
 		one := &g.list[i]
-		if one.Action == c.Action && one.Space == c.Name.Space && one.pattern.matches(c.Name.Repo) {
+		if one.Action == c.Action && one.Space == c.Name.Space && (c.Some || one.pattern.matches(c.Name.Repo)) {
 			return nil
 		}
 	}

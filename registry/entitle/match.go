@@ -35,11 +35,15 @@ type verdict struct {
 	anyone bool
 }
 
-// decide applies the rules. It allocates nothing.
+// decide applies the rules. It allocates nothing, but for a call about a space as
+// a whole.
 func (v *view) decide(c *registry.Call, now int64) verdict {
 	l := level(c.Action)
 	if l < 0 {
 		return verdict{outcome: ungranted}
+	}
+	if c.Some {
+		return v.some(c, now)
 	}
 	d := verdict{until: never}
 	var rights *subject
@@ -180,17 +184,22 @@ func (r *Replica) refusal(v *view, c *registry.Call, o outcome) error {
 	if c.Name.Space == "" {
 		what = fmt.Sprintf("%.20s this weir", c.Action)
 	}
+	this := "this"
+	if c.Some {
+		what = fmt.Sprintf("%.20s anything of %.20s", c.Action, c.Name.Space)
+		this = fmt.Sprintf("anything of %.20s here", c.Name.Space)
+	}
 	e := &registry.Error{Kind: registry.ErrDenied}
 	switch o {
 	case denied:
 		e.Text = fmt.Sprintf("a denial keeps %s from %s (version %d)", who, what, v.version)
-		e.Public = fmt.Sprintf("%s may not %.20s this", who, c.Action)
+		e.Public = fmt.Sprintf("%s may not %.20s %s", who, c.Action, this)
 	case ungranted:
 		if c.Who.Name == "" {
 			e.Kind = registry.ErrUnauthenticated
 		}
 		e.Text = fmt.Sprintf("no grant lets %s %s (version %d)", who, what, v.version)
-		e.Public = fmt.Sprintf("%s may not %.20s this", who, c.Action)
+		e.Public = fmt.Sprintf("%s may not %.20s %s", who, c.Action, this)
 	case narrowed, bounded:
 		e.Text = fmt.Sprintf("%s may %s, but its token is not for that (token %.64q, version %d)", who, what, c.Who.Token, v.version)
 		e.Public = fmt.Sprintf("the token that was presented is for less than %s may do: it is not for this %.20s", who, c.Action)

@@ -94,7 +94,7 @@ func (v *view) dependencies(c *registry.Call, d verdict) []string {
 	if a, ok := v.accounts.get(c.Who.Name); ok && c.Who.Name != "" {
 		deps = append(append(deps, a.UID), a.Teams...)
 	}
-	if d.anyone {
+	if d.anyone || c.Some {
 		deps = append(deps, "")
 	}
 	return deps
