@@ -23,8 +23,10 @@ const (
 // shownToken is a token as npm's client reads it.
 type shownToken struct {
 	// Token is what npm shows of the secret, and what it compares with when a
-	// person gives it one to revoke; nothing but what all have in common is kept.
-	Token    string   `json:"token"`
+	// person gives it one to revoke.
+	Token string `json:"token"`
+	// Key is what npm shows the beginning of, and sends to revoke it: the mark,
+	// because IDs of one account begin alike.
 	Key      string   `json:"key"`
 	Name     string   `json:"name"`
 	Kind     string   `json:"kind"`
@@ -38,7 +40,7 @@ type shownToken struct {
 }
 
 func showToken(t registry.Token) shownToken {
-	s := shownToken{Token: "weir_", Key: t.ID, Name: t.Note, Kind: t.Kind, Rights: t.Rights, Readonly: len(t.Rights) > 0,
+	s := shownToken{Token: t.Begins(), Key: t.Mark(), Name: t.Note, Kind: t.Kind, Rights: t.Rights, Readonly: len(t.Rights) > 0,
 		Created: stamp(t.Created), Updated: stamp(t.Created), Expires: stamp(t.Expires), LastUsed: stamp(t.Used)}
 	if s.Name == "" {
 		s.Name = t.Kind
@@ -137,14 +139,14 @@ func (h *handler) revoke(w http.ResponseWriter, r *http.Request, q request) erro
 	return tell(w, http.StatusOK, map[string]bool{"ok": true})
 }
 
-// findToken is the ID that is key, or else the only one that begins with it.
+// findToken is the ID that is key, or else the only one whose mark begins with it.
 func findToken(list []registry.Token, key string) (string, error) {
 	found := ""
 	for _, t := range list {
 		switch {
 		case t.ID == key:
 			return key, nil
-		case !strings.HasPrefix(t.ID, key):
+		case !strings.HasPrefix(t.Mark(), key):
 		case found != "":
 			return "", registry.Errorf(registry.ErrInvalid, "more than one token's id begins with %q", key)
 		default:

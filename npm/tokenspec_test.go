@@ -100,6 +100,18 @@ func FuzzTokenSpec(f *testing.F) {
 	})
 }
 
+// TestFindToken: a token is found by its ID, its mark, or the beginning of that.
+func TestFindToken(t *testing.T) {
+	list := []registry.Token{{ID: "uidtAbcdefgh"}, {ID: "uidtAbXdefgh"}, {ID: "uidsAbcdefgh2"}}
+	for key, want := range map[string]any{"uidtAbcdefgh": "uidtAbcdefgh", "Abcdefgh": "uidtAbcdefgh", "AbX": "uidtAbXdefgh", "bc": "uidsAbcdefgh2",
+		"Ab": registry.ErrInvalid, "": registry.ErrInvalid, "uidt": registry.ErrNotFound, "zzz": registry.ErrNotFound, "ab": registry.ErrNotFound} {
+		got, err := findToken(list, key)
+		if kind := registry.KindOf(err); want != any(got) && want != any(kind) {
+			t.Errorf("%q: %q, %v, want %v", key, got, err, want)
+		}
+	}
+}
+
 // notSecret admits all but one name.
 type notSecret struct{}
 

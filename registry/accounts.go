@@ -60,7 +60,7 @@ type Grant struct {
 // A Token is what stands for an account without its password. What a client
 // presents is not in it: only its hash is kept.
 type Token struct {
-	// ID is not secret.
+	// ID is not secret. It ends with the [TokenMark] of the secret.
 	ID string `json:"id"`
 	// Hash is the SHA-256 of the secret; nil in lists.
 	Hash []byte `json:"hash,omitempty"`

@@ -10,12 +10,15 @@ import (
 // The text of an opaque token: tokenPrefix, by which people and scanners for
 // leaked secrets know one, tokenRandom characters of base 62 (178 bits), and
 // tokenCheck characters that are the CRC-32 of all before them, so that one
-// that was copied wrongly is refused before anything is looked up.
+// that was copied wrongly is refused before anything is looked up. The first
+// tokenMark of the random ones are its mark, which is no secret: 130 bits are left
+// that are.
 const (
 	tokenPrefix = "weir_"
 	tokenRandom = 30
 	tokenCheck  = 6
 	tokenLength = len(tokenPrefix) + tokenRandom + tokenCheck
+	tokenMark   = 8
 	base62      = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 )
 
@@ -46,6 +49,22 @@ func appendCheck(text []byte) []byte {
 	}
 	return text
 }
+
+// TokenMark is the part of a token's secret by which people tell one from
+// another, in a file and in a list: the first random characters. It is no secret,
+// and ends the token's ID. "" for what cannot be a token.
+func TokenMark(secret string) string {
+	if !CheckTokenText(secret) {
+		return ""
+	}
+	return secret[len(tokenPrefix) : len(tokenPrefix)+tokenMark]
+}
+
+// Mark is the TokenMark of t's secret.
+func (t *Token) Mark() string { return t.ID[max(0, len(t.ID)-tokenMark):] }
+
+// Begins is what t's secret begins with.
+func (t *Token) Begins() string { return tokenPrefix + t.Mark() }
 
 // LooksLikeToken reports whether a text is meant to be an opaque token.
 func LooksLikeToken(text string) bool { return strings.HasPrefix(text, tokenPrefix) }

@@ -27,6 +27,22 @@ func TestTokenText(t *testing.T) {
 	}
 }
 
+// TestTokenMark: a token is recognised by its beginning, which is its ID's end.
+func TestTokenMark(t *testing.T) {
+	secret := registry.NewTokenText()
+	mark := registry.TokenMark(secret)
+	tok := registry.Token{ID: "0123456789t" + mark}
+	if len(mark) != 8 || tok.Mark() != mark || tok.Begins() != "weir_"+mark || !strings.HasPrefix(secret, tok.Begins()) {
+		t.Errorf("%s: %s, %s, %s", secret, mark, tok.Mark(), tok.Begins())
+	}
+	if mark := registry.TokenMark(secret[1:]); mark != "" {
+		t.Error(mark)
+	}
+	if short := (&registry.Token{ID: "abc"}); short.Mark() != "abc" {
+		t.Error(short.Mark())
+	}
+}
+
 func FuzzTokenText(f *testing.F) {
 	f.Add(registry.NewTokenText())
 	f.Add("weir_")

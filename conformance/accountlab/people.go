@@ -89,7 +89,8 @@ func (p *People) Fail(err error) {
 func (p *People) newLocked(name string, spec registry.TokenSpec) *token {
 	p.made++
 	now := time.Now()
-	t := &token{secret: registry.NewTokenText(), Token: registry.Token{ID: fmt.Sprintf("%06dt%s", p.made*37, name), Owner: name, UID: "uid-" + name,
+	secret := registry.NewTokenText()
+	t := &token{secret: secret, Token: registry.Token{ID: fmt.Sprintf("%06dt%s", p.made*37, registry.TokenMark(secret)), Owner: name, UID: "uid-" + name,
 		Kind: spec.Kind, Note: spec.Note, Rights: spec.Rights, From: spec.From, Created: now}}
 	if t.Kind == "" {
 		t.Kind = "token"

@@ -68,6 +68,9 @@ func TestRemoveAccountTakesAllThatIsItsOwn(t *testing.T) {
 	for _, name := range []string{"alice", "bob"} {
 		nt, err := l.CreateTokenFor(ctx, root, name, registry.TokenSpec{})
 		l.must(err)
+		if nt.Mark() != registry.TokenMark(nt.Secret) || nt.ID != nt.UID+"t"+nt.Mark() {
+			t.Errorf("the secret %q has the ID %q", nt.Secret, nt.ID)
+		}
 		_, _, err = l.Grant(ctx, root, GrantSpec{To: name, Right: "pull oci:acme/*"})
 		l.must(err)
 		l.Used(map[string]time.Time{nt.ID: l.now()})

@@ -20,9 +20,6 @@ const (
 
 const (
 	tokenPrefix = "e/token/"
-	// tokenLetters are what an ID has of its own, after the UID and the letter
-	// of its kind.
-	tokenLetters = 8
 	// maxTokens is how many tokens of a kind an account may have at once, so
 	// that no client can fill the database.
 	maxTokens    = 1000
@@ -124,7 +121,8 @@ func (a *Authority) whole(ctx context.Context, by registry.Principal) (registry.
 
 // newToken makes a token of an account's.
 func (a *Authority) newToken(ctx context.Context, by Actor, acc registry.Account, spec registry.TokenSpec) (registry.NewToken, error) {
-	t, err := a.tokenOf(acc, spec)
+	secret := registry.NewTokenText()
+	t, err := a.tokenOf(acc, spec, secret)
 	if err != nil {
 		return registry.NewToken{}, err
 	}
@@ -132,7 +130,6 @@ func (a *Authority) newToken(ctx context.Context, by Actor, acc registry.Account
 		return registry.NewToken{}, err
 	}
 	t.Via = by.Who.Via
-	secret := registry.NewTokenText()
 	hash := registry.HashToken(secret)
 	t.Hash = hash[:]
 	e := event(by, t.Kind+" create", t.ID)
@@ -157,8 +154,9 @@ func (a *Authority) newToken(ctx context.Context, by Actor, acc registry.Account
 	return registry.NewToken{Token: t, Secret: secret, Version: e.Version}, nil
 }
 
-// tokenOf is the record that a specification asks for.
-func (a *Authority) tokenOf(acc registry.Account, spec registry.TokenSpec) (registry.Token, error) {
+// tokenOf is the record that a specification asks for, without the secret's hash.
+// Its ID is the account's UID, the letter of its kind and the secret's mark.
+func (a *Authority) tokenOf(acc registry.Account, spec registry.TokenSpec, secret string) (registry.Token, error) {
 	kind := spec.Kind
 	if kind == "" {
 		kind = asked
@@ -175,7 +173,7 @@ func (a *Authority) tokenOf(acc registry.Account, spec registry.TokenSpec) (regi
 	if len(spec.From) > maxFrom {
 		return registry.Token{}, registry.Errorf(registry.ErrInvalid, "a token can be bound to %d networks, not %d", maxFrom, len(spec.From))
 	}
-	t := registry.Token{ID: acc.UID + kindLetter(kind) + randomID(tokenLetters), Owner: acc.Name, UID: acc.UID,
+	t := registry.Token{ID: acc.UID + kindLetter(kind) + registry.TokenMark(secret), Owner: acc.Name, UID: acc.UID,
 		Kind: kind, Note: spec.Note, Rights: spec.Rights, Created: a.now()}
 	for _, p := range spec.From {
 		if !p.IsValid() {
