@@ -2,12 +2,9 @@ package conformance_test
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
-	"net/http/httptest"
 	"net/url"
 	"os"
 	"os/exec"
@@ -17,157 +14,63 @@ import (
 	"testing"
 	"time"
 
-	"github.com/weir-registry/weir/cachetiers"
 	"github.com/weir-registry/weir/conformance/lab"
 	"github.com/weir-registry/weir/conformance/npmlab"
-	"github.com/weir-registry/weir/npm"
 	"github.com/weir-registry/weir/registry"
-	"github.com/weir-registry/weir/registry/account"
-	"github.com/weir-registry/weir/registry/entitle"
-	"github.com/weir-registry/weir/registry/gate"
-	"github.com/weir-registry/weir/registry/names"
-	"github.com/weir-registry/weir/registry/reply"
 )
 
-// An npmAccounts is a registry with accounts where anybody may pull all but
-// @acme/*.
+// An npmAccounts is a registry with accounts, where anonymous clients may do
+// nothing.
 type npmAccounts struct {
-	url string // with /npm at its end
-	// add makes a user who is granted rights.
-	add func(name, password string, rights ...string)
-	// give makes a token of a user's.
-	give func(name string, spec registry.TokenSpec) string
+	url       string // with /npm at its end
+	authority *lab.Weir
+	up        *npmlab.Registry
 }
 
-// startNpmAccounts starts weir with accounts; as long as the binary has none, it
-// is a server within the test, of the same parts.
-func startNpmAccounts(t *testing.T) (*npmAccounts, *npmlab.Registry) {
+// privateNpm is a configuration in which anonymous clients may do nothing.
+func privateNpm(upstream string) string {
+	return fmt.Sprintf("npm: {upstreams: {public: {url: %q, packages: [\"*\"], fresh: 1h}}}\naccess: {anonymous: []}\n", upstream)
+}
+
+// startNpmAccounts starts weir with accounts.
+func startNpmAccounts(t *testing.T) *npmAccounts {
 	t.Helper()
 	up := newNpmLab(t)
 	publishLeft(up)
-	if hasAccounts(t) {
-		return realAccounts(t, up), up
-	}
-	return ownAccounts(t, up), up
+	w := lab.StartWeir(t, privateNpm(up.URL))
+	return &npmAccounts{url: w.URL + "/npm", authority: w, up: up}
 }
 
-// ownAccounts is a registry with accounts within the test's process.
-func ownAccounts(t *testing.T, up *npmlab.Registry) *npmAccounts {
+// do makes a request to the admin API.
+func (a *npmAccounts) do(t *testing.T, method, path string, body, into any) {
 	t.Helper()
-	log := slog.New(slog.DiscardHandler)
-	ups, err := npm.NewUpstreams([]npm.Registry{{Name: "public", URL: up.URL, Packages: []string{"*"}, Fresh: time.Hour}}, npm.Options{Log: log})
-	if err != nil {
+	if err := a.authority.Admin(a.authority.AdminToken(), method, "/admin/v1/"+path, body, into); err != nil {
 		t.Fatal(err)
 	}
-	grants, err := entitle.Parse([]string{"pull npm:*"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := entitle.Open(entitle.Options{Anonymous: grants, Authority: true, Log: log})
-	if err != nil {
-		t.Fatal(err)
-	}
-	db := &names.MemoryMetadata{}
-	ctx := t.Context()
-	go p.Follow(ctx, db)
-	auth, err := account.Open(ctx, account.Options{Metadata: db, Replica: p, Log: log})
-	if err != nil {
-		t.Fatal(err)
-	}
-	go auth.Run(ctx)
-	g := gate.New(gate.Config{Identities: p, Logins: auth, Log: log})
-	s := &registry.Service{Guard: p, Names: &names.Memory{}, Log: log, Spaces: map[string]registry.Space{"npm": ups.Space()},
-		Blobs: cachetiers.NewTier(cachetiers.NewMemory(64<<20), ups, cachetiers.Options{Name: "memory", Log: log})}
-	h := npm.New(npm.Config{Service: s, Upstreams: ups, Prefix: "/npm", Log: log, Gate: g, Logins: auth, Tokens: auth, Identities: p})
-	server := httptest.NewServer(reply.Handler(h, reply.Options{Space: "npm", Log: log}))
-	t.Cleanup(server.Close)
-	grant := func(to, right string) {
-		right, deny := strings.CutPrefix(right, "!")
-		if _, _, err := auth.Grant(ctx, account.Actor{}, account.GrantSpec{To: to, Right: right, Deny: deny}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	grant("anonymous", "!pull npm:@acme/*")
-	return &npmAccounts{url: server.URL + "/npm",
-		add: func(name, password string, rights ...string) {
-			if _, _, err := auth.AddUser(ctx, account.Actor{}, name, name+"@example.com", password); err != nil {
-				t.Fatal(err)
-			}
-			for _, r := range rights {
-				grant("user:"+name, r)
-			}
-		},
-		give: func(name string, spec registry.TokenSpec) string {
-			n, err := auth.CreateTokenFor(ctx, account.Actor{}, name, spec)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return n.Secret
-		}}
 }
 
-// hasAccounts reports whether cmd/weir is made with accounts.
-func hasAccounts(t *testing.T) bool {
+// add makes a user who is granted rights.
+func (a *npmAccounts) add(t *testing.T, name, password string, rights ...string) {
 	t.Helper()
-	files, err := filepath.Glob(filepath.Join(lab.Root(t), "cmd", "weir", "*.go"))
-	if err != nil || len(files) == 0 {
-		t.Fatal(files, err)
+	a.do(t, "POST", "users", map[string]string{"name": name, "email": name + "@example.com", "password": password}, nil)
+	for _, right := range rights {
+		a.do(t, "POST", "grants", map[string]any{"to": "user:" + name, "right": right}, nil)
 	}
-	for _, file := range files {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !strings.HasSuffix(file, "_test.go") && bytes.Contains(text, []byte(`"`+module+`/registry/account"`)) {
-			return true
-		}
-	}
-	return false
 }
 
-// realAccounts is weir itself, configured by its admin API.
-func realAccounts(t *testing.T, up *npmlab.Registry) *npmAccounts {
+// give makes a token of a user's.
+func (a *npmAccounts) give(t *testing.T, name string, spec registry.TokenSpec) (made registry.NewToken) {
 	t.Helper()
-	w := lab.StartWeir(t, npmConfig(up.URL, "fresh: 1h"))
-	secret, err := os.ReadFile(filepath.Join(w.Data, "admin-token"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	post := func(path string, body any) (made registry.NewToken) {
-		text, err := json.Marshal(body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		a := askBody(t, "POST", "http://"+w.Ops, "/admin/v1/"+path, text, "Authorization", "Bearer "+strings.TrimSpace(string(secret)),
-			"Content-Type", "application/json", "Weir-Admin", "1")
-		if a.StatusCode/100 != 2 {
-			t.Fatalf("%s: %s: %s", path, a.Status, a.body)
-		}
-		_ = json.Unmarshal(a.body, &made)
-		return made
-	}
-	grant := func(to, right string) {
-		right, deny := strings.CutPrefix(right, "!")
-		post("grants", map[string]any{"to": to, "right": right, "deny": deny})
-	}
-	grant("anonymous", "!pull npm:@acme/*")
-	return &npmAccounts{url: w.URL + "/npm",
-		add: func(name, password string, rights ...string) {
-			post("users", map[string]string{"name": name, "email": name + "@example.com", "password": password})
-			for _, right := range rights {
-				grant("user:"+name, right)
-			}
-		},
-		give: func(name string, spec registry.TokenSpec) string {
-			return post("tokens", struct {
-				Owner string `json:"owner"`
-				registry.TokenSpec
-			}{name, spec}).Secret
-		}}
+	a.do(t, "POST", "tokens", struct {
+		Owner string `json:"owner"`
+		registry.TokenSpec
+	}{name, spec}, &made)
+	return made
 }
 
 const (
-	alicePassword  = "correct horse battery"
+	// npmPassword follows a user's name in its password.
+	npmPassword    = ", correct horse battery"
 	privateProject = `{"name":"project","version":"1.0.0","private":true,"license":"MIT","dependencies":{"@acme/right":"1.0.0"}}`
 )
 
@@ -176,6 +79,7 @@ func (a *npmAccounts) home(t *testing.T) *npmHome {
 	t.Helper()
 	h := newNpmHome(t, a.url)
 	h.write("package.json", privateProject)
+	h.env = append(h.env, "npm_config_fetch_retries=0", "YARN_HTTP_RETRY=0")
 	return h
 }
 
@@ -223,13 +127,29 @@ func shows(t *testing.T, what string, r lab.Result, good bool, texts ...string) 
 	}
 }
 
-// TestNpmWebLogin: npm login, what can be done then, and npm logout.
-func TestNpmWebLogin(t *testing.T) {
-	a, _ := startNpmAccounts(t)
-	a.add("alice", alicePassword, "pull npm:@acme/*")
-	h := a.home(t)
-	shows(t, "whoami before", h.try("npm", "whoami"), false, "ENEEDAUTH")
-	shows(t, "install before", h.try("npm", "install"), false, "E401", "anonymous", "npm login")
+// npmGood is what users of these tests are granted.
+var npmGood = []string{"pull npm:@acme/*", "pull npm:left"}
+
+// TestNpmAccounts: what clients can do with accounts, and what they show of what
+// they cannot.
+func TestNpmAccounts(t *testing.T) {
+	a := startNpmAccounts(t)
+	a.up.Publish(npmlab.Version{Name: "left-secret", Version: "1.0.0"})
+	a.up.Advise(npmlab.Advisory{ID: 1042, Name: "left", Title: "It leans to one side", Severity: "high",
+		Affected: []string{"1.0.0", "1.1.0"}, Range: "<2.0.0"})
+	for _, name := range []string{"alice", "bob", "carol"} {
+		a.add(t, name, name+npmPassword, npmGood...)
+	}
+	a.add(t, "dave", "dave"+npmPassword, "pull oci:*")
+	t.Run("web", func(t *testing.T) { t.Parallel(); checkWebLogin(t, a) })
+	t.Run("legacy", func(t *testing.T) { t.Parallel(); checkLegacyLogin(t, a) })
+	t.Run("audit", func(t *testing.T) { t.Parallel(); checkScopedAudit(t, a) })
+	t.Run("tokens", func(t *testing.T) { checkTokens(t, a) })
+}
+
+// webLogin is npm login in a browser, as name.
+func webLogin(t *testing.T, h *npmHome, name string) {
+	t.Helper()
 	p := lab.Start(t, lab.Command{Path: lab.Tool(t, "npm"), Args: []string{"login", "--browser=false"}, Env: h.env, Dir: h.dir()})
 	address := regexp.MustCompile(`(?m)^http://\S+/-/v1/login/\S+$`)
 	lab.Eventually(t, time.Minute, "npm says where to log in", func() error {
@@ -238,11 +158,19 @@ func TestNpmWebLogin(t *testing.T) {
 		}
 		return nil
 	})
-	approve(t, address.FindString(p.Log()), "alice", alicePassword)
+	approve(t, address.FindString(p.Log()), name, name+npmPassword)
 	<-p.Done()
 	if p.ExitCode() != 0 || !strings.Contains(p.Log(), "Logged in on "+h.base) {
 		t.Fatalf("npm login: %d\n%s", p.ExitCode(), p.Log())
 	}
+}
+
+// checkWebLogin: npm login, what can be done then, and npm logout.
+func checkWebLogin(t *testing.T, a *npmAccounts) {
+	h := a.home(t)
+	shows(t, "whoami before", h.try("npm", "whoami"), false, "ENEEDAUTH")
+	shows(t, "install before", h.try("npm", "install"), false, "E401", "anonymous", "npm login")
+	webLogin(t, h, "alice")
 	shows(t, "whoami", h.try("npm", "whoami"), true, "alice")
 	shows(t, "profile", h.try("npm", "profile", "get"), true, "name: alice", "email: alice@example.com")
 	shows(t, "profile set", h.try("npm", "profile", "set", "fullname", "Alice"), false, "403 Forbidden", "ask who runs this registry")
@@ -277,78 +205,98 @@ func checkTokenCommands(t *testing.T, h *npmHome) {
 	t.Helper()
 	// npm 11.19 takes --read-only and does not send it; so a token about which
 	// nothing is said is for reading.
-	made := h.try("npm", "token", "create", "--password", alicePassword, "--name=ci", "--scopes=@acme", "--packages-and-scopes-permission=read-only", "--expires=7", "--cidr=127.0.0.0/8")
+	made := h.try("npm", "token", "create", "--password", "alice"+npmPassword, "--name=ci", "--scopes=@acme", "--packages-and-scopes-permission=read-only", "--expires=7", "--cidr=127.0.0.0/8")
 	shows(t, "token create", made, true, "Created token weir_", "127.0.0.0/8", "expires: ")
 	shows(t, "token create with a wrong password", h.try("npm", "token", "create", "--password=wrong", "--name=ci"), false, "401", "wrong password")
-	shows(t, "token create for an org", h.try("npm", "token", "create", "--password", alicePassword, "--name=ci", "--orgs=acme"), false, "400", "no organizations")
+	shows(t, "token create for an org", h.try("npm", "token", "create", "--password", "alice"+npmPassword, "--name=ci", "--orgs=acme"), false, "400", "no organizations")
 	secret := regexp.MustCompile(`weir_\w+`).FindString(made.Stdout)
+	if len(secret) < 13 {
+		t.Fatalf("%s", made.Stdout)
+	}
+	// The token is found by what it begins with, and has an id that can be typed.
 	list := h.try("npm", "token", "list")
-	shows(t, "token list", list, true, "Token weir_", "name ci", "127.0.0.0/8")
-	id := regexp.MustCompile(`with id (\S+) name ci`).FindStringSubmatch(list.Stdout)
-	if id == nil || secret == "" {
-		t.Fatalf("%s\n%s", made.Stdout, list.Stdout)
-	}
-	shows(t, "token revoke", h.try("npm", "token", "revoke", id[1]), true, "Removed 1 token")
-	if strings.Contains(h.run("npm", "token", "list").Stdout, "name ci") {
-		t.Error("it is still listed")
-	}
-	second := regexp.MustCompile(`weir_\w+`).FindString(h.run("npm", "token", "create", "--password", alicePassword, "--name=second").Stdout)
+	shows(t, "token list", list, true, "Token "+secret[:13]+"… with id "+secret[5:11]+" name ci", "127.0.0.0/8")
+	shows(t, "token revoke", h.try("npm", "token", "revoke", secret[5:11]), true, "Removed 1 token")
+	second := regexp.MustCompile(`weir_\w+`).FindString(h.run("npm", "token", "create", "--password", "alice"+npmPassword, "--name=second").Stdout)
 	shows(t, "token revoke by the token", h.try("npm", "token", "revoke", second), true, "Removed 1 token")
-	if strings.Contains(h.run("npm", "token", "list").Stdout, "name second") {
-		t.Error("it is still listed")
+	if left := h.run("npm", "token", "list").Stdout; strings.Contains(left, "name ci") || strings.Contains(left, "name second") {
+		t.Errorf("it is still listed:\n%s", left)
 	}
 }
 
-// TestNpmLegacyLogin: npm login --auth-type=legacy, as npm before 9 did too.
-func TestNpmLegacyLogin(t *testing.T) {
-	a, _ := startNpmAccounts(t)
-	a.add("alice", alicePassword, "pull npm:@acme/*")
+// legacyLogin is npm login --auth-type=legacy, as npm before 9 did too, and what
+// it shows.
+func legacyLogin(t *testing.T, h *npmHome, name, password string) (shown string, err error) {
+	t.Helper()
+	cmd := exec.Command(lab.Tool(t, "npm"), "login", "--auth-type=legacy")
+	cmd.Env, cmd.Dir = append(os.Environ(), h.env...), h.dir()
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(h.root, "said")
+	out, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	said := func() string { b, _ := os.ReadFile(path); return string(b) }
+	for _, q := range [][2]string{{"sername:", name}, {"assword:", password}} {
+		// A line that is sent before it is asked for is lost.
+		lab.Eventually(t, time.Minute, "npm asks "+q[0], func() error {
+			if !strings.Contains(said(), q[0]) {
+				return fmt.Errorf("%q", said())
+			}
+			return nil
+		})
+		if _, err := io.WriteString(in, q[1]+"\n"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	err = cmd.Wait()
+	return said(), err
+}
+
+func checkLegacyLogin(t *testing.T, a *npmAccounts) {
 	for _, c := range []struct {
-		command, name, password string
-		good                    bool
-		says                    string
+		name, password string
+		good           bool
+		says           string
 	}{
-		{"login", "alice", "not the password", false, "wrong name or password"},
-		{"login", "nobody", "not the password", false, "wrong name or password"},
-		{"login", "alice", alicePassword, true, "Logged in on"},
+		{"bob", "not the password", false, "wrong name or password"},
+		{"nobody", "not the password", false, "wrong name or password"},
+		{"bob", "bob" + npmPassword, true, "Logged in on"},
 	} {
 		h := a.home(t)
-		cmd := exec.Command(lab.Tool(t, "npm"), c.command, "--auth-type=legacy")
-		cmd.Env, cmd.Dir = append(os.Environ(), h.env...), h.dir()
-		in, err := cmd.StdinPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		path := filepath.Join(h.root, "said")
-		out, err := os.Create(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		cmd.Stdout, cmd.Stderr = out, out
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		said := func() string { b, _ := os.ReadFile(path); return string(b) }
-		for _, q := range [][2]string{{"sername:", c.name}, {"assword:", c.password}} {
-			// A line that is sent before it is asked for is lost.
-			lab.Eventually(t, time.Minute, "npm asks "+q[0], func() error {
-				if !strings.Contains(said(), q[0]) {
-					return fmt.Errorf("%q", said())
-				}
-				return nil
-			})
-			if _, err := io.WriteString(in, q[1]+"\n"); err != nil {
-				t.Fatal(err)
-			}
-		}
-		err = cmd.Wait()
-		out.Close()
-		if (err == nil) != c.good || !strings.Contains(said(), c.says) {
-			t.Errorf("%s as %s: %v\n%s", c.command, c.name, err, said())
+		said, err := legacyLogin(t, h, c.name, c.password)
+		if (err == nil) != c.good || !strings.Contains(said, c.says) {
+			t.Errorf("as %s: %v\n%s", c.name, err, said)
 		}
 		if c.good {
-			shows(t, "whoami", h.try("npm", "whoami"), true, "alice")
+			shows(t, "whoami", h.try("npm", "whoami"), true, "bob")
 		}
+	}
+}
+
+// A tokenClient is a client that presents a token.
+type tokenClient struct {
+	npmClient
+	set                    func(h *npmHome, token string)
+	none, expired, refused []string // what it shows of a 401 without and with a token, and of a 403
+	whoami                 []string // how it says who it is; nil: it does not
+}
+
+// setUp writes what the client wants in a home, with a token unless it is "".
+func (c tokenClient) setUp(h *npmHome, token string) {
+	if c.prepare != nil {
+		c.prepare(h)
+	}
+	if token != "" {
+		c.set(h, token)
 	}
 }
 
@@ -360,24 +308,20 @@ func TestNpmLegacyLogin(t *testing.T) {
 //   - yarn 1 shows the text and no status.
 //   - yarn 4 shows a 403's status; for a 401 it asks whoami, and tells whom it takes
 //     itself for.
-var tokenClients = []struct {
-	npmClient
-	set                    func(h *npmHome, token string)
-	none, expired, refused []string // 401 without and with a token, 403
-}{
-	{npmClients[0], setNpmrc, []string{"E401", "npm login"}, []string{"E401", "expired", "npm login"}, []string{"E403", "403 Forbidden", "token"}},
-	{npmClients[1], setNpmrc, []string{"401", "No authorization header"}, []string{"401", "Bearer weir[hidden]"}, []string{"Forbidden - 403"}},
+var tokenClients = []tokenClient{
+	{npmClients[0], setNpmrc, []string{"E401", "npm login"}, []string{"E401", "expired", "npm login"}, []string{"E403", "403 Forbidden", "token"}, []string{"whoami"}},
+	{npmClients[1], setNpmrc, []string{"401", "No authorization header"}, []string{"401", "Bearer weir[hidden]"}, []string{"Forbidden - 403"}, []string{"whoami"}},
 	{npmClients[2], func(h *npmHome, token string) {
 		setNpmrc(h, token)
 		// Yarn 1 sends a token with scoped packages alone, unless it is told to.
 		h.write(".npmrc", readProject(h, ".npmrc")+"always-auth=true\n")
-	}, []string{"anonymous"}, []string{"expired"}, []string{"token"}},
+	}, []string{"anonymous"}, []string{"expired"}, []string{"token"}, nil},
 	{npmClients[3], func(h *npmHome, token string) {
 		h.write(".yarnrc.yml", readProject(h, ".yarnrc.yml")+"npmAuthToken: \""+token+"\"\nnpmAlwaysAuth: true\n")
-	}, []string{"Invalid authentication (as an anonymous user)"}, []string{"Invalid authentication (as an unknown user)"}, []string{"403 (Forbidden)"}},
+	}, []string{"Invalid authentication (as an anonymous user)"}, []string{"Invalid authentication (as an unknown user)"}, []string{"403 (Forbidden)"}, []string{"npm", "whoami"}},
 	{npmClients[4], func(h *npmHome, token string) {
 		h.write("bunfig.toml", "[install]\nregistry = {url = \""+h.base+"\", token = \""+token+"\"}\n")
-	}, []string{"401"}, []string{"401"}, []string{"403"}},
+	}, []string{"401"}, []string{"401"}, []string{"403"}, []string{"pm", "whoami"}},
 }
 
 func readProject(h *npmHome, name string) string {
@@ -390,13 +334,14 @@ func setNpmrc(h *npmHome, token string) {
 	h.write(".npmrc", at+":_authToken="+token+"\n")
 }
 
-// TestNpmTokens: each client installs a package of a private scope with a
-// token that is good for it, and says what is wrong with any other.
-func TestNpmTokens(t *testing.T) {
-	a, _ := startNpmAccounts(t)
-	a.add("alice", alicePassword, "pull npm:@acme/*")
-	right := a.give("alice", registry.TokenSpec{})
-	expired := a.give("alice", registry.TokenSpec{Lifetime: time.Second})
+// checkTokens: each client installs a package of a private scope with a token
+// that is good for it, and says what is wrong with any other.
+func checkTokens(t *testing.T, a *npmAccounts) {
+	right := a.give(t, "carol", registry.TokenSpec{}).Secret
+	expired := a.give(t, "carol", registry.TokenSpec{Lifetime: time.Second}).Secret
+	revoked := a.give(t, "carol", registry.TokenSpec{})
+	narrow := a.give(t, "carol", registry.TokenSpec{Rights: []string{"pull npm:left"}}).Secret
+	a.do(t, "DELETE", "tokens/"+revoked.ID, nil, nil)
 	lab.Eventually(t, 20*time.Second, "a token expires", func() error {
 		if r := ask(t, "GET", a.url, "/npm/left", "Authorization", "Bearer "+expired); r.StatusCode != http.StatusUnauthorized {
 			return fmt.Errorf("%s", r.Status)
@@ -404,7 +349,6 @@ func TestNpmTokens(t *testing.T) {
 		return nil
 	})
 	flipped := right[:12] + string(right[12]^1) + right[13:]
-	narrow := a.give("alice", registry.TokenSpec{Rights: []string{"pull npm:left"}})
 	for _, c := range tokenClients {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -412,21 +356,17 @@ func TestNpmTokens(t *testing.T) {
 				name, token string
 				good        bool
 				shown       []string
+				yarn1       string // which shows the reason, and no status
 			}{
-				{"right", right, true, nil}, {"none", "", false, c.none}, {"expired", expired, false, c.expired},
-				{"flipped", flipped, false, c.expired[:1]}, {"narrow", narrow, false, c.refused},
+				{"right", right, true, nil, ""}, {"none", "", false, c.none, ""}, {"expired", expired, false, c.expired, ""},
+				{"flipped", flipped, false, c.expired[:1], "not copied whole"}, {"wrong", registry.NewTokenText(), false, c.expired[:1], "never was"},
+				{"revoked", revoked.Secret, false, c.expired[:1], "revoked"}, {"narrow", narrow, false, c.refused, ""},
 			} {
-				if tok.name == "flipped" && c.tool == "yarn" {
-					tok.shown = []string{"not copied whole"} // it shows no status
+				if tok.yarn1 != "" && c.tool == "yarn" {
+					tok.shown = []string{tok.yarn1}
 				}
 				h := a.home(t)
-				h.env = append(h.env, "npm_config_fetch_retries=0", "YARN_HTTP_RETRY=0")
-				if c.prepare != nil {
-					c.prepare(h)
-				}
-				if tok.token != "" {
-					c.set(h, tok.token)
-				}
+				c.setUp(h, tok.token)
 				r := h.try(c.tool, c.args...)
 				shows(t, tok.name, r, tok.good, tok.shown...)
 				_, err := os.Stat(filepath.Join(h.dir(), "node_modules", "@acme", "right", "package.json"))
@@ -436,25 +376,49 @@ func TestNpmTokens(t *testing.T) {
 				if strings.Contains(r.Stdout+r.Stderr, right[:20]) {
 					t.Errorf("%s: the client shows the token", tok.name)
 				}
+				if tok.good && c.whoami != nil {
+					shows(t, "whoami", h.try(c.tool, c.whoami...), true, "carol")
+				}
 			}
-			whoami(t, a, c.tool, right)
 		})
 	}
 }
 
-// whoami asks the clients that can who they are.
-func whoami(t *testing.T, a *npmAccounts, tool, token string) {
-	t.Helper()
-	args := map[string][]string{"npm": {"whoami"}, "pnpm": {"whoami"}, "yarn-berry": {"npm", "whoami"}, "bun": {"pm", "whoami"}}[tool]
-	for _, c := range tokenClients {
-		if c.tool != tool || args == nil {
+// checkScopedAudit: who is granted some packages audits and searches those, and
+// nothing else is shown, or asked behind.
+func checkScopedAudit(t *testing.T, a *npmAccounts) {
+	token := a.give(t, "carol", registry.TokenSpec{Rights: npmGood}).Secret
+	other := a.give(t, "dave", registry.TokenSpec{}).Secret
+	npm, pnpm, yarn, bun := tokenClients[0], tokenClients[1], tokenClients[3], tokenClients[4]
+	for _, c := range []struct {
+		tokenClient
+		install, audit []string
+	}{
+		{npm, []string{"install", "--ignore-scripts"}, nil}, // which audits by itself
+		{pnpm, pnpm.args, []string{"audit"}},
+		// Yarn 1 asks an address that is built into it.
+		{yarn, yarn.args, []string{"npm", "audit", "--all", "--recursive"}},
+		{bun, bun.args, []string{"audit"}},
+	} {
+		h := a.home(t)
+		c.setUp(h, token)
+		r := h.run(c.tool, c.install...)
+		if c.audit == nil {
+			shows(t, "install", r, true, "high severity vulnerabilit")
+			if strings.Contains(r.Stderr, "npm warn") || strings.Contains(r.Stderr, "npm notice") {
+				t.Errorf("install: %s", r.Stderr)
+			}
+			shows(t, "audit", h.try("npm", "audit"), false, "It leans to one side")
+			found := h.try("npm", "search", "left", "--parseable")
+			shows(t, "search", found, true, "left\t")
+			if strings.Contains(found.Stdout, "secret") {
+				t.Errorf("search: %s", found.Stdout)
+			}
+			setNpmrc(h, other)
+			shows(t, "audit of one who may nothing", h.try("npm", "audit"), false, "403", "may not pull anything of npm here")
+			shows(t, "search of one who may nothing", h.try("npm", "search", "left"), false, "E403", "may not pull anything of npm here")
 			continue
 		}
-		h := a.home(t)
-		if c.prepare != nil {
-			c.prepare(h)
-		}
-		c.set(h, token)
-		shows(t, "whoami", h.try(tool, args...), true, "alice")
+		shows(t, c.name, h.try(c.tool, c.audit...), false, "It leans to one side")
 	}
 }
