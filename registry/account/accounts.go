@@ -77,8 +77,10 @@ func (a *Authority) ShowAccount(ctx context.Context, kind, name string) (registr
 	switch {
 	case err != nil:
 		return acc, err
-	case !ok || kind != "" && acc.Kind != kind:
+	case !ok:
 		return registry.Account{}, noAccount(kind, name)
+	case kind != "" && acc.Kind != kind:
+		return registry.Account{}, registry.Errorf(registry.ErrNotFound, "there is no %s called %.100q, but a %s", kind, name, acc.Kind)
 	}
 	return acc, nil
 }
@@ -91,10 +93,14 @@ func noAccount(kind, name string) error {
 }
 
 // RemoveAccount removes an account, and then its password, tokens and grants,
-// which are void from the moment that it is gone. Errors: ErrNotFound.
+// which are void from the moment that it is gone. Errors: ErrNotFound;
+// ErrConflict if nobody could administer any more.
 func (a *Authority) RemoveAccount(ctx context.Context, by Actor, kind, name string) (version uint64, err error) {
 	acc, err := a.ShowAccount(ctx, kind, name)
 	if err != nil {
+		return 0, err
+	}
+	if err := a.notLast(ctx, name); err != nil {
 		return 0, err
 	}
 	e := event(by, acc.Kind+" remove", acc.Kind+":"+name)
@@ -155,7 +161,7 @@ func (a *Authority) removeAll(ctx context.Context, prefixes ...string) error {
 }
 
 // Disable makes an account that can do nothing until it is enabled. Errors:
-// ErrNotFound.
+// ErrNotFound; ErrConflict if nobody could administer any more.
 func (a *Authority) Disable(ctx context.Context, by Actor, name string) (uint64, error) {
 	return a.setDisabled(ctx, by, name, true)
 }
@@ -169,6 +175,9 @@ func (a *Authority) setDisabled(ctx context.Context, by Actor, name string, disa
 	what := "enable"
 	if disabled {
 		what = "disable"
+		if err := a.notLast(ctx, name); err != nil {
+			return 0, err
+		}
 	}
 	_, version, err := a.edit(ctx, by, what, name, "", func(acc *registry.Account) error {
 		acc.Disabled = disabled

@@ -244,12 +244,20 @@ func (h *admin) createToken(_ http.ResponseWriter, c *caller) (any, error) {
 }
 
 func (h *admin) showToken(_ http.ResponseWriter, c *caller) (any, error) {
-	t, err := h.a.ShowToken(c.Context(), c.PathValue("id"))
+	id, err := h.a.tokenID(c.Context(), c.PathValue("id"))
+	if err != nil {
+		return nil, err
+	}
+	t, err := h.a.ShowToken(c.Context(), id)
 	return answer(TokenAnswer{Token: t}, err)
 }
 
 func (h *admin) revokeToken(_ http.ResponseWriter, c *caller) (any, error) {
-	t, version, err := h.a.Revoke(c.Context(), c.by, c.PathValue("id"))
+	id, err := h.a.tokenID(c.Context(), c.PathValue("id"))
+	if err != nil {
+		return nil, err
+	}
+	t, version, err := h.a.Revoke(c.Context(), c.by, id)
 	return answer(TokenAnswer{Token: t, Version: version}, err)
 }
 

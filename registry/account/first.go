@@ -3,7 +3,6 @@ package account
 import (
 	"bytes"
 	"context"
-	"crypto/subtle"
 	"errors"
 	"io"
 	"os"
@@ -26,7 +25,8 @@ const (
 // that works, in dir/admin-token. The file is made readable by its owner alone,
 // whole or not at all, and is left alone as long as the token in it works. A
 // robot that has been disabled stays so, and there is no file then: that is how
-// to do without. ErrConflict if a user has the robot's name.
+// to do without. If nobody else may administer, though, it is enabled, so that
+// a start is always a way back. ErrConflict if a user has the robot's name.
 func (a *Authority) EnsureAdmin(ctx context.Context, dir string) error {
 	file := filepath.Join(dir, AdminFile)
 	works, err := a.adminFileWorks(ctx, file)
@@ -45,8 +45,14 @@ func (a *Authority) EnsureAdmin(ctx context.Context, dir string) error {
 	case acc.Kind != registry.Robot:
 		return registry.Errorf(registry.ErrConflict, "no %s can be made: %q is a user here, and not the robot that a new database begins with", AdminFile, adminName)
 	case acc.Disabled:
-		a.o.Log.Warn("there is no working admin token: the robot is disabled", "robot", adminName, "file", file)
-		return nil
+		if others, err := a.administrators(ctx); err != nil || len(others) > 0 {
+			a.o.Log.Warn("there is no working admin token: the robot is disabled", "robot", adminName, "file", file)
+			return err
+		}
+		a.o.Log.Warn("nobody may administer: the robot is enabled again", "robot", adminName)
+		if _, err := a.Enable(ctx, Actor{}, adminName); err != nil {
+			return err
+		}
 	}
 	if _, _, err := a.Grant(ctx, Actor{}, GrantSpec{To: registry.Robot + ":" + adminName, Right: adminRight}); err != nil {
 		return err
@@ -84,21 +90,23 @@ func (a *Authority) adminFileWorks(ctx context.Context, file string) (bool, erro
 		return false, nil
 	}
 	hash := registry.HashToken(secret)
-	all, err := list[registry.Token](ctx, a.store, tokenPrefix)
+	t, err := a.byHash(ctx, hash[:])
 	if err != nil {
-		return false, err
+		return false, unlessNotFound(err)
 	}
-	for _, t := range all {
-		if subtle.ConstantTimeCompare(t.Hash, hash[:]) != 1 {
-			continue
-		}
-		acc, err := a.ShowAccount(ctx, "", t.Owner)
-		if errors.Is(err, registry.ErrNotFound) {
-			return false, nil
-		}
-		return err == nil && acc.UID == t.UID && !acc.Disabled && (t.Expires.IsZero() || a.o.Now().Before(t.Expires)), err
+	acc, err := a.ShowAccount(ctx, "", t.Owner)
+	if err != nil {
+		return false, unlessNotFound(err)
 	}
-	return false, nil
+	return acc.UID == t.UID && !acc.Disabled && (t.Expires.IsZero() || a.o.Now().Before(t.Expires)), nil
+}
+
+// unlessNotFound is err, or nil if it says that something is not there.
+func unlessNotFound(err error) error {
+	if errors.Is(err, registry.ErrNotFound) {
+		return nil
+	}
+	return err
 }
 
 // writeWhole replaces a file, readable by its owner only, so that it is never

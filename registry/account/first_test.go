@@ -3,7 +3,10 @@ package account
 import (
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/weir-registry/weir/registry"
 )
@@ -59,7 +62,14 @@ func TestEnsureAdmin(t *testing.T) {
 	if left, err := filepath.Glob(filepath.Join(dir, ".*")); err != nil || len(left) != 0 {
 		t.Errorf("left %v %v", left, err)
 	}
+	// The last one who may administer stays.
+	_, err = l.Disable(ctx, root, "admin")
+	l.fails(err, registry.ErrConflict)
+	_, err = l.RemoveAccount(ctx, root, registry.Robot, "admin")
+	l.fails(err, registry.ErrConflict)
 	// Who has disabled the robot wants none.
+	mine, _, err := l.Grant(ctx, root, GrantSpec{To: "alice", Right: "admin *"})
+	l.must(err)
 	_, err = l.Disable(ctx, root, "admin")
 	l.must(err)
 	l.must(os.Remove(file))
@@ -67,6 +77,41 @@ func TestEnsureAdmin(t *testing.T) {
 	if _, err := os.Stat(file); !os.IsNotExist(err) {
 		t.Errorf("there is a file: %v", err)
 	}
+	// Where nobody else may administer, a start is the way back.
+	_, _, err = l.RevokeGrant(ctx, root, mine.ID)
+	l.must(err)
+	p, err = l.replica.Token(strings.TrimSpace(ensure()), here)
+	if l.must(err); p.Name != "admin" {
+		t.Errorf("the way back is for %+v", p)
+	}
+}
+
+func TestAdministrators(t *testing.T) {
+	l := newLab(t)
+	ctx := t.Context()
+	for _, name := range []string{"alice", "bob", "carol", "dave"} {
+		l.user(name)
+	}
+	_, _, err := l.AddTeam(ctx, root, "core")
+	l.must(err)
+	_, err = l.AddMember(ctx, root, "core", "bob")
+	l.must(err)
+	for _, spec := range []GrantSpec{{To: "alice", Right: "admin *", Lifetime: time.Hour}, {To: "team:core", Right: "admin *"},
+		{To: "carol", Right: "admin oci:*"}, {To: "dave", Right: "admin *", Deny: true}} {
+		_, _, err := l.Grant(ctx, root, spec)
+		l.must(err)
+	}
+	is := func(want ...string) {
+		t.Helper()
+		if got, err := l.administrators(ctx); err != nil || !slices.Equal(got, want) {
+			t.Errorf("administrators are %v %v, want %v", got, err, want)
+		}
+	}
+	is("alice", "bob")
+	l.pass(2 * time.Hour)
+	is("bob")
+	_, err = l.Disable(ctx, root, "bob")
+	l.fails(err, registry.ErrConflict)
 }
 
 func TestEnsureAdminFailsWithoutADirectory(t *testing.T) {

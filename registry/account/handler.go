@@ -43,6 +43,9 @@ type HandlerOptions struct {
 	// Guard decides who administers: who is admitted for registry.Admin with no
 	// name.
 	Guard registry.Guard
+	// Decide is what a check asks instead of Guard, for one that does not write
+	// down what nobody has tried; nil: Guard.
+	Decide registry.Guard
 	// Header is a header that must be in every request that changes something,
 	// so that a web page in an operator's browser cannot send it unasked; "":
 	// none.
@@ -89,14 +92,19 @@ type admin struct {
 //	GET    grants?to=WHOM                 {"grants": […]}
 //	POST   grants                         GrantSpec: registry.Grant
 //	DELETE grants/ID                      registry.Grant
+//	GET    check?who=WHOM&right=RIGHT     Checked: whether somebody may, and why
 //	GET    nodes                          {"nodes": [registry.NodeStanding…]}
 //	GET    nodes?version=N&wait=10s       a line of JSON, a Reached, for each node as it has the version, and a last one
 //
+// A token is called by its ID, or "sha256:" and the hash of its secret in hex.
 // Hashes and secrets are in no answer but that of POST tokens. An error is
 // {"error": "…", "hint": "…"}, where hint, if it is there, says what to do.
 func Handler(a *Authority, o HandlerOptions) http.Handler {
 	if o.Log == nil {
 		o.Log = slog.Default()
+	}
+	if o.Decide == nil {
+		o.Decide = o.Guard
 	}
 	h := &admin{a: a, o: o, mux: http.NewServeMux()}
 	h.routes()
@@ -139,6 +147,7 @@ func (h *admin) routes() {
 		"GET grants":                            h.listGrants,
 		"POST grants":                           h.grant,
 		"DELETE grants/{id}":                    h.revokeGrant,
+		"GET check":                             h.check,
 		"GET nodes":                             h.nodes,
 	} {
 		method, path, _ := strings.Cut(pattern, " ")

@@ -321,3 +321,73 @@ func FuzzAdminAPI(f *testing.F) {
 		}
 	})
 }
+
+func TestAdminAPIChecks(t *testing.T) {
+	var tried []registry.Call
+	refuse := error(nil)
+	a := newAPI(t, func(o *HandlerOptions) {
+		o.Decide = deciding(func(c *registry.Call) error { tried = append(tried, *c); return refuse })
+	})
+	alice := a.user("alice")
+	_, _, err := a.AddTeam(t.Context(), root, "core")
+	a.must(err)
+	_, err = a.AddMember(t.Context(), root, "core", "alice")
+	a.must(err)
+	id := map[string]string{}
+	for _, g := range []GrantSpec{{To: "alice", Right: "push oci:x/*"}, {To: "team:core", Right: "pull *"}, {To: "alice", Right: "pull oci:x/*", Lifetime: time.Minute},
+		{To: "alice", Right: "pull oci:y/*", Deny: true}, {To: "team:core", Right: "admin oci:x/*", Deny: true}, {To: "anonymous", Right: "pull oci:x/*"}} {
+		made, _, err := a.Grant(t.Context(), root, g)
+		a.must(err)
+		id[made.ID] = made.To + " " + made.Right
+	}
+	a.pass(time.Hour)
+	nt, err := a.CreateTokenFor(t.Context(), root, "alice", registry.TokenSpec{})
+	a.must(err)
+	denied := &registry.Error{Kind: registry.ErrDenied, Text: "the reason"}
+	for _, c := range []struct {
+		query  string
+		refuse error
+		want   []string
+	}{
+		{"who=alice&right=pull+oci:x/a", nil, []string{"user:alice push oci:x/*", "team:core pull *"}},
+		{"who=alice&right=push+oci:x/a", nil, []string{"user:alice push oci:x/*"}},
+		{"who=alice&right=pull+npm:a", nil, []string{"team:core pull *"}},
+		{"who=alice&right=push+oci:y/a", denied, []string{"user:alice pull oci:y/*"}},
+		{"who=alice&right=admin+oci:x/a", denied, []string{"team:core admin oci:x/*"}},
+		{"who=alice&right=push+oci:x/a", denied, nil},
+		{"who=anonymous&right=pull+oci:x/a", nil, []string{"anonymous pull oci:x/*"}},
+		{"who=anonymous&right=pull+oci:z", nil, nil},
+	} {
+		tried, refuse = nil, c.refuse
+		out := ask[Checked](a, "GET", "check?"+c.query, "")
+		var got []string
+		for _, g := range out.Grants {
+			got = append(got, id[g.ID])
+		}
+		slices.Sort(got)
+		slices.Sort(c.want)
+		if !slices.Equal(got, c.want) || out.Allowed != (c.refuse == nil) || (out.Why == "the reason") == out.Allowed || len(tried) != 1 {
+			t.Errorf("%s: %+v", c.query, out)
+		}
+	}
+	refuse = nil
+	ask[Checked](a, "GET", "check?who=token:"+nt.ID+"&right=push+oci:x/a", "")
+	if last := tried[len(tried)-1]; last.Who.UID != alice.UID || last.Who.Token != nt.ID || last.Action != registry.Push || last.Name.Repo != "x/a" {
+		t.Errorf("asked for %+v", last)
+	}
+	for query, want := range map[string]int{"": 400, "who=alice": 400, "who=alice&right=pull+oci:*": 400, "who=alice&right=push+*": 400, "who=eve&right=pull+oci:a": 404,
+		"who=team:core&right=pull+oci:a": 400, "who=token:x&right=pull+oci:a": 404, "who=token:sha256:00&right=pull+oci:a": 404, "who=token:sha256:z&right=pull+oci:a": 404} {
+		if status, text := a.raw("GET", "check?"+query, "", nil); status != want {
+			t.Errorf("%s: %d %s", query, status, text)
+		}
+	}
+	refuse = registry.Errorf(registry.ErrUnavailable, "not now")
+	if status, text := a.raw("GET", "check?who=alice&right=pull+oci:a", "", nil); status != 503 {
+		t.Errorf("undecided: %d %s", status, text)
+	}
+}
+
+// A deciding is a Guard of one function.
+type deciding func(*registry.Call) error
+
+func (d deciding) Admit(_ context.Context, c *registry.Call) error { return d(c) }

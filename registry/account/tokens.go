@@ -2,6 +2,8 @@ package account
 
 import (
 	"context"
+	"crypto/subtle"
+	"encoding/hex"
 	"errors"
 	"net/netip"
 	"slices"
@@ -357,6 +359,40 @@ func (a *Authority) ShowToken(ctx context.Context, id string) (registry.Token, e
 
 func noToken(id string) error {
 	return registry.Errorf(registry.ErrNotFound, "there is no token %.100q", id)
+}
+
+// byHash is the token whose secret has a hash. ErrNotFound if there is none. It
+// looks through all there are.
+func (a *Authority) byHash(ctx context.Context, hash []byte) (registry.Token, error) {
+	all, err := list[registry.Token](ctx, a.store, tokenPrefix)
+	for _, t := range all {
+		if err == nil && subtle.ConstantTimeCompare(t.Hash, hash) == 1 {
+			return t, nil
+		}
+	}
+	if err == nil {
+		err = registry.Errorf(registry.ErrNotFound, "there is no token with that secret: it was revoked, or never was")
+	}
+	return registry.Token{}, err
+}
+
+// hashPrefix begins what a token can be called by instead of its ID: the hash of
+// its secret, in hex. Who has found the secret has no ID.
+const hashPrefix = "sha256:"
+
+// tokenID is the ID of the token that is called by its ID, or by hashPrefix and
+// the hash of its secret. Whether there is one of that ID is not looked at.
+func (a *Authority) tokenID(ctx context.Context, called string) (string, error) {
+	text, ok := strings.CutPrefix(called, hashPrefix)
+	if !ok {
+		return called, nil
+	}
+	hash, err := hex.DecodeString(text)
+	if err != nil {
+		return "", noToken(called)
+	}
+	t, err := a.byHash(ctx, hash)
+	return t.ID, err
 }
 
 // ListTokens implements registry.Tokens.

@@ -181,25 +181,25 @@ func (r *Replica) refusal(v *view, c *registry.Call, o outcome) error {
 		who = fmt.Sprintf("%.64q", c.Who.Name)
 	}
 	what := fmt.Sprintf("%.20s %.20s:%.200s", c.Action, c.Name.Space, c.Name.Repo)
-	if c.Name.Space == "" {
-		what = fmt.Sprintf("%.20s this weir", c.Action)
-	}
-	this := "this"
-	if c.Some {
+	this := fmt.Sprintf("%.20s this", c.Action)
+	switch {
+	case c.Some:
 		what = fmt.Sprintf("%.20s anything of %.20s", c.Action, c.Name.Space)
-		this = fmt.Sprintf("anything of %.20s here", c.Name.Space)
+		this = what + " here"
+	case c.Action == registry.Admin && c.Name.Space == "":
+		what, this = "administer this weir", "administer this weir"
 	}
 	e := &registry.Error{Kind: registry.ErrDenied}
 	switch o {
 	case denied:
 		e.Text = fmt.Sprintf("a denial keeps %s from %s (version %d)", who, what, v.version)
-		e.Public = fmt.Sprintf("%s may not %.20s %s", who, c.Action, this)
+		e.Public = fmt.Sprintf("%s may not %s", who, this)
 	case ungranted:
 		if c.Who.Name == "" {
 			e.Kind = registry.ErrUnauthenticated
 		}
 		e.Text = fmt.Sprintf("no grant lets %s %s (version %d)", who, what, v.version)
-		e.Public = fmt.Sprintf("%s may not %.20s %s", who, c.Action, this)
+		e.Public = fmt.Sprintf("%s may not %s", who, this)
 	case narrowed, bounded:
 		e.Text = fmt.Sprintf("%s may %s, but its token is not for that (token %.64q, version %d)", who, what, c.Who.Token, v.version)
 		e.Public = fmt.Sprintf("the token that was presented is for less than %s may do: it is not for this %.20s", who, c.Action)
