@@ -41,7 +41,9 @@ func (f *adminFlags) add(cmd *cobra.Command) {
 // An adminClient asks the admin API of a running node.
 type adminClient struct {
 	c      *Config
+	flags  string // -c and --data as they were given, for commands that are printed to be pasted
 	token  string
+	source string // where the token is from, for people
 	output string
 	stdout io.Writer
 	stderr io.Writer
@@ -65,9 +67,14 @@ func (f *adminFlags) open(cmd *cobra.Command) (*adminClient, error) {
 	if c.Ops == opsOff {
 		return nil, errors.New("ops is off in the configuration, and accounts are administered at that address: give it one and start weir again")
 	}
-	a := &adminClient{c: c, output: f.output, token: f.token, stdout: cmd.OutOrStdout(), stderr: cmd.ErrOrStderr()}
+	a := &adminClient{c: c, output: f.output, token: f.token, source: "--token", stdout: cmd.OutOrStdout(), stderr: cmd.ErrOrStderr()}
+	for _, given := range [][2]string{{" -c ", f.config}, {" --data ", f.data}} {
+		if given[1] != "" {
+			a.flags += given[0] + given[1]
+		}
+	}
 	if a.token == "" {
-		a.token = os.Getenv(tokenVariable)
+		a.token, a.source = os.Getenv(tokenVariable), "$"+tokenVariable
 	}
 	if a.token == "" {
 		file := filepath.Join(c.Data, account.AdminFile)
@@ -81,7 +88,7 @@ func (f *adminFlags) open(cmd *cobra.Command) (*adminClient, error) {
 		case err != nil:
 			return nil, fmt.Errorf("the administrator's token in %s cannot be read: %w; run this as the owner of the data directory, or give a token with --token or $%s", file, cause(err), tokenVariable)
 		}
-		a.token = string(text)
+		a.token, a.source = string(text), file
 	}
 	a.token = strings.TrimSpace(a.token)
 	return a, nil
@@ -134,6 +141,11 @@ func (a *adminClient) send(ctx context.Context, method, path string, in any) (*h
 	var failed struct{ Error, Hint string }
 	if json.Unmarshal(text, &failed) != nil || failed.Error == "" {
 		return nil, fmt.Errorf("%s answers %s, which is not how a weir with accounts answers; is it another program, or an older weir?", a.c.Ops, resp.Status)
+	}
+	if resp.StatusCode == http.StatusUnauthorized {
+		failed.Error = fmt.Sprintf("the weir at %s does not take the token in %s: %s", a.c.Ops, a.source, failed.Error)
+		failed.Hint = "name the configuration of that weir with -c, or give another token with --token or $" + tokenVariable +
+			"; if there is none that works, stop that weir and start it again: it then writes a new one to " + filepath.Join(a.c.Data, account.AdminFile)
 	}
 	if failed.Hint != "" {
 		failed.Error += "; " + failed.Hint

@@ -7,8 +7,11 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/weir-registry/weir/registry/account"
 )
 
 // clientURL is what clients call a node that listens on addr: what public_url
@@ -40,6 +43,9 @@ func printHelp(w io.Writer, c *Config, addr net.Addr, npm bool) {
 	fmt.Fprintf(w, "weir %s is serving on %s, data in %s\n", version, base, c.Data)
 	if host, _, _ := net.SplitHostPort(addr.String()); !isLoopback(host) {
 		fmt.Fprintf(w, "anyone who can reach this port can pull what access.anonymous allows: %s\n", strings.Join(c.Access.Anonymous, ", "))
+	}
+	if len(c.Next) == 0 && c.Ops != opsOff {
+		fmt.Fprintf(w, "accounts: weir user add NAME; the administrator's token is in %s\n", filepath.Join(c.Data, account.AdminFile))
 	}
 	if c.Tiers != "" {
 		fmt.Fprintf(w, "nodes in front connect to %s; invite one with: weir tiers invite NAME\n", c.Tiers)

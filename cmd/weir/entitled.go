@@ -156,7 +156,7 @@ func (e *entitled) admin() http.Handler {
 	if e.authority == nil {
 		return accountsElsewhere(e.next)
 	}
-	o := account.HandlerOptions{Guard: e.guard, Header: ops.AdminHeader, Node: hostname(), State: e.replica.State, Board: e.board, Log: e.log}
+	o := account.HandlerOptions{Guard: e.guard, Decide: e.replica, Header: ops.AdminHeader, Node: hostname(), State: e.replica.State, Board: e.board, Log: e.log}
 	handler := sync.OnceValue(func() http.Handler { return account.Handler(e.authority.opened.Load(), o) })
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if _, err := e.authority.get(); err != nil {

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/url"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -23,8 +24,8 @@ func grantCommand() *cobra.Command {
 			"  push npm:@acme/*               packages; who may push may pull\n"+
 			"  admin *                        everything, and these commands\n\n"+
 			"A \"*\" is any run of characters. What is denied is denied, whatever else is granted.",
-		"  weir grant add alice \"pull oci:ghcr.io/acme/*\" --for 30d\n  weir grant deny robot:ci \"push npm:@acme/secret\"\n  weir grant list alice\n  weir grant revoke ID",
-		grantAddCommand(false), grantAddCommand(true), grantListCommand(), grantRevokeCommand())
+		"  weir grant add alice \"pull oci:ghcr.io/acme/*\" --for 30d\n  weir grant deny robot:ci \"push npm:@acme/secret\"\n  weir grant list alice\n  weir grant test alice \"pull oci:ghcr.io/acme/app\"\n  weir grant revoke ID",
+		grantAddCommand(false), grantAddCommand(true), grantListCommand(), grantTestCommand(), grantRevokeCommand())
 }
 
 func grantAddCommand(deny bool) *cobra.Command {
@@ -40,9 +41,9 @@ func grantAddCommand(deny bool) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			right, err := entitle.ParseRight(args[1])
+			right, err := parseRight(args[1])
 			if err != nil {
-				return usageError{err}
+				return err
 			}
 			var out account.GrantAnswer
 			if err := a.call(ctx, "POST", "grants", account.GrantSpec{To: args[0], Right: right.String(), Deny: deny, Lifetime: life}, &out); err != nil {
@@ -64,6 +65,24 @@ func until(t time.Time) string {
 	return " until " + when(t)
 }
 
+// parseRight reads a right as a person writes it: what can never match anything
+// is a mistake.
+func parseRight(text string) (entitle.Right, error) {
+	r, err := entitle.ParseRight(text)
+	if err != nil {
+		return r, usageError{err}
+	}
+	last := r.Pattern[strings.LastIndexByte(r.Pattern, '/')+1:]
+	switch {
+	case r.Space != "" && r.Space != oci.Space && r.Space != npmSpace:
+		return r, usageError{fmt.Errorf("right %q: there is no protocol %q, only %s and %s", text, r.Space, oci.Space, npmSpace)}
+	case r.Space == oci.Space && (strings.Contains(r.Pattern, "@") || last != r.Pattern && strings.Contains(last, ":")),
+		r.Space == npmSpace && strings.LastIndexByte(last, '@') > 0:
+		return r, usageError{fmt.Errorf("right %q: it is about all of a repository or package; leave out the tag, version or digest", text)}
+	}
+	return r, nil
+}
+
 // matchesNothing says why a right matches nothing that is configured; "" if it
 // may match something.
 func (c *Config) matchesNothing(r entitle.Right) string {
@@ -75,8 +94,6 @@ func (c *Config) matchesNothing(r entitle.Right) string {
 		return fmt.Sprintf("%q matches nothing that is configured here: container repositories begin with %s", r, orNone(upstreams))
 	case r.Space == npmSpace && len(c.NPM.Upstreams) == 0:
 		return fmt.Sprintf("%q matches nothing that is configured here: npm.upstreams has no entry", r)
-	case r.Space != oci.Space && r.Space != npmSpace:
-		return fmt.Sprintf("%q matches nothing: there is no protocol %q, only %s and %s", r, r.Space, oci.Space, npmSpace)
 	}
 	return ""
 }
@@ -100,7 +117,19 @@ func grantListCommand() *cobra.Command {
 				}
 				rows = append(rows, row(g.ID, g.To, kind, g.Right, ends(g.Expires), g.By))
 			}
-			return a.table(out.Grants, `nothing is granted; grant something with: weir grant add WHOM "pull oci:*"`, "ID\tTO\tKIND\tRIGHT\tENDS\tBY", rows)
+			none := `nothing is granted; grant something with: weir grant add WHOM "pull oci:*"` + a.flags
+			if err := a.table(out.Grants, none, "ID\tTO\tKIND\tRIGHT\tENDS\tBY", rows); err != nil || a.output == "json" {
+				return err
+			}
+			if whom := arg(args); whom == "" || whom == "anonymous" {
+				everyone := strings.Join(a.c.Access.Anonymous, ", ")
+				if everyone == "" {
+					everyone = "nothing"
+				}
+				_, err := fmt.Fprintf(a.stdout, "\neveryone, by access.anonymous in the configuration of this node: %s\n", everyone)
+				return err
+			}
+			return nil
 		})
 }
 
@@ -117,15 +146,51 @@ func ends(t time.Time) string {
 
 func grantRevokeCommand() *cobra.Command {
 	var f adminFlags
-	return adminCommand("revoke ID", "Take a grant or a prohibition back", "", "  weir grant revoke 3k9v…", someArgs("ID, as weir grant list shows it"), &f, func(ctx context.Context, a *adminClient, args []string) error {
-		var out account.GrantAnswer
-		if err := a.call(ctx, "DELETE", "grants/"+part(args[0]), nil, &out); err != nil {
-			return err
+	args := func(cmd *cobra.Command, args []string) error {
+		if len(args) == 2 {
+			return nil
 		}
-		kind := "grant"
-		if out.Deny {
-			kind = "prohibition"
+		return someArgs("ID, as weir grant list shows it, or WHOM and RIGHT")(cmd, args)
+	}
+	return adminCommand("revoke ID | WHOM RIGHT", "Take a grant or a prohibition back", "", "  weir grant revoke 3k9v…\n  weir grant revoke alice \"pull oci:ghcr.io/acme/*\"", args, &f, func(ctx context.Context, a *adminClient, args []string) error {
+		ids := args[:1]
+		if len(args) == 2 {
+			var err error
+			if ids, err = a.grantsOf(ctx, args[0], args[1]); err != nil {
+				return err
+			}
 		}
-		return a.say(out, "the %s of %s to %s is revoked", kind, out.Right, out.To)
+		for _, id := range ids {
+			var out account.GrantAnswer
+			if err := a.call(ctx, "DELETE", "grants/"+part(id), nil, &out); err != nil {
+				return err
+			}
+			kind := "grant"
+			if out.Deny {
+				kind = "prohibition"
+			}
+			if err := a.say(out, "the %s of %s to %s is revoked", kind, out.Right, out.To); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
+}
+
+// grantsOf are the IDs of the grants to one, and the prohibitions, of a right as
+// it is written.
+func (a *adminClient) grantsOf(ctx context.Context, whom, right string) (ids []string, err error) {
+	var out account.Listing
+	if err := a.call(ctx, "GET", "grants?"+url.Values{"to": {whom}}.Encode(), nil, &out); err != nil {
+		return nil, err
+	}
+	for _, g := range out.Grants {
+		if g.Right == right {
+			ids = append(ids, g.ID)
+		}
+	}
+	if len(ids) == 0 {
+		return nil, fmt.Errorf("%q is not granted to %s; see: weir grant list %s%s", right, whom, whom, a.flags)
+	}
+	return ids, nil
 }

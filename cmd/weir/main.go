@@ -24,13 +24,13 @@ func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 // A usageError is a command line that makes no sense: exit code 2.
 type usageError struct{ error }
 
-// run runs one command line and returns its exit code.
-func run(args []string, stdout, stderr io.Writer) int {
+// rootCommand is all the commands there are.
+func rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "weir",
 		Short:         "A caching registry edge for container images and npm packages",
 		Long:          "weir keeps container images and npm packages near those who install them. docker,\ncontainerd, podman and npm speak their own protocols to it; it answers from memory\nand disk, asks the registries behind it at most once for each thing, and keeps\nworking when they do not.",
-		Example:       "  weir serve\n  weir serve -c weir.yaml --listen 0.0.0.0:5000\n  weir config check -c weir.yaml",
+		Example:       "  weir serve\n  weir serve -c weir.yaml --listen 0.0.0.0:5000\n  weir config check -c weir.yaml\n  weir user add alice -c weir.yaml",
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          noArgs,
@@ -39,20 +39,41 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	root.SetVersionTemplate("weir {{.Version}}\n")
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(serveCommand(), configCommand(), tiersCommand(), userCommand(), robotCommand(), teamCommand(), tokenCommand(), grantCommand(),
-		verifyCommand(), statusCommand(), versionCommand())
+	root.SetFlagErrorFunc(flagError)
+	for _, group := range []struct {
+		title    string
+		commands []*cobra.Command
+	}{
+		{"A node", []*cobra.Command{serveCommand(), configCommand(), statusCommand(), verifyCommand()}},
+		{"Who may do what", []*cobra.Command{userCommand(), robotCommand(), teamCommand(), grantCommand(), tokenCommand()}},
+		{"Several nodes", []*cobra.Command{tiersCommand()}},
+	} {
+		root.AddGroup(&cobra.Group{ID: group.title, Title: group.title + ":"})
+		for _, cmd := range group.commands {
+			cmd.GroupID = group.title
+			root.AddCommand(cmd)
+		}
+	}
+	root.AddCommand(versionCommand())
+	return root
+}
+
+// run runs one command line and returns its exit code.
+func run(args []string, stdout, stderr io.Writer) int {
+	root := rootCommand()
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.Execute()
+	cmd, err := root.ExecuteC()
 	var usage usageError
 	switch {
 	case err == nil:
 		return 0
 	case errors.As(err, &usage):
-		fmt.Fprintf(stderr, "weir: %s (see weir --help)\n", oneLine(err))
+		fmt.Fprintf(stderr, "weir: %s (see %s --help)\n", oneLine(err), cmd.CommandPath())
 		return 2
+	case errors.Is(err, errSaidNo):
+		return 1
 	}
 	fmt.Fprintf(stderr, "weir: %s\n", oneLine(err))
 	return 1
@@ -60,6 +81,18 @@ func run(args []string, stdout, stderr io.Writer) int {
 
 func oneLine(err error) string {
 	return strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), " ")
+}
+
+// errSaidNo is the failure of a command that has printed all there is to say.
+var errSaidNo = errors.New("no")
+
+// flagError is about a flag that there is not; but where a command was misspelt
+// before it, about that.
+func flagError(cmd *cobra.Command, err error) error {
+	if args := cmd.Flags().Args(); cmd.HasSubCommands() && len(args) > 0 {
+		return noArgs(cmd, args)
+	}
+	return usageError{err}
 }
 
 // noArgs refuses arguments, which are misspelt commands.

@@ -24,7 +24,7 @@ func teamAddCommand() *cobra.Command {
 		if err := a.call(ctx, "POST", "teams", account.TeamRequest{Name: args[0]}, &out); err != nil {
 			return err
 		}
-		return a.say(out, "team %s is added; put somebody into it with: weir team join %s NAME", out.Name, out.Name)
+		return a.say(out, "team %s is added; put somebody into it with: weir team join %s NAME%s", out.Name, out.Name, a.flags)
 	})
 }
 
@@ -42,7 +42,7 @@ func teamListCommand() *cobra.Command {
 		for _, t := range out.Teams {
 			rows = append(rows, row(t.Name, when(t.Created)))
 		}
-		return a.table(out.Teams, "there are no teams; add one with: weir team add TEAM", "NAME\tCREATED", rows)
+		return a.table(out.Teams, "there are no teams; add one with: weir team add TEAM"+a.flags, "NAME\tCREATED", rows)
 	})
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -15,9 +16,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/weir-registry/weir/oci"
 	"github.com/weir-registry/weir/registry"
 	"github.com/weir-registry/weir/registry/account"
-	"github.com/weir-registry/weir/registry/entitle"
 )
 
 func tokenCommand() *cobra.Command {
@@ -47,9 +48,9 @@ func tokenCreateCommand() *cobra.Command {
 			}
 			var notes []string
 			for _, text := range rights {
-				r, err := entitle.ParseRight(text)
+				r, err := parseRight(text)
 				if err != nil {
-					return usageError{err}
+					return err
 				}
 				if why := a.c.matchesNothing(r); why != "" {
 					notes = append(notes, why)
@@ -62,15 +63,43 @@ func tokenCreateCommand() *cobra.Command {
 			for _, why := range notes {
 				fmt.Fprintf(a.stderr, "note: %s\n", why)
 			}
-			host := a.c.clientHost()
-			return a.say(out, "token %s of %s%s. This is it; it is not shown again:\n\n  %s\n\nTo use it:\n\n  docker login -u %s --password-stdin %s    # and paste it\n  npm config set //%s%s/:_authToken=%s",
-				out.ID, out.Owner, until(out.Expires), out.Secret, out.Owner, host, host, npmPrefix, out.Secret)
+			return a.say(out, "token %s of %s%s. This is it; it is not shown again:\n\n  %s\n\nTo use it:\n\n%s",
+				out.ID, out.Owner, until(out.Expires), out.Secret, a.c.howToUse(out))
 		})
 	cmd.Flags().StringVar(&note, "note", "", "what it is for, for people to know")
 	cmd.Flags().StringVar(&span, "for", "", `how long it counts, such as "90d"; without, until it is revoked`)
 	cmd.Flags().StringArrayVar(&rights, "right", nil, `only this of what its owner may, such as "pull oci:*"; may be repeated`)
 	cmd.Flags().StringArrayVar(&from, "from", nil, "only from this network, such as 10.0.0.0/8; may be repeated")
 	return cmd
+}
+
+// howToUse is what to paste to use a token, for the protocols that it is for.
+func (c *Config) howToUse(t registry.NewToken) string {
+	host, about := c.clientHost(), strings.Join(t.Rights, "\n")
+	is := func(space string) bool {
+		return len(t.Rights) == 0 || strings.Contains(about, " "+space+":") || strings.Contains(about, " *")
+	}
+	var lines []string
+	if is(oci.Space) {
+		lines = append(lines, fmt.Sprintf("  docker login -u %s --password-stdin %s    # and paste it", t.Owner, host))
+	}
+	if is(npmSpace) {
+		lines = append(lines, fmt.Sprintf("  npm config set //%s%s/:_authToken=%s", host, npmPrefix, t.Secret))
+	}
+	return strings.Join(lines, "\n")
+}
+
+// tokenPart is tokenName as a part of a path.
+func tokenPart(text string) string { return part(tokenName(text)) }
+
+// tokenName is a token as requests name it: by its ID, or, for who has the
+// secret alone, by the hash of that, so that the secret stays here.
+func tokenName(text string) string {
+	if registry.CheckTokenText(text) {
+		hash := registry.HashToken(text)
+		text = "sha256:" + hex.EncodeToString(hash[:])
+	}
+	return text
 }
 
 // parseNetwork reads a network or an address.
@@ -114,7 +143,7 @@ func tokenListCommand() *cobra.Command {
 			}
 			rows = append(rows, row(t.ID, t.Owner, t.Kind, t.Note, rights, ends(t.Expires), when(t.Used)))
 		}
-		return a.table(out.Tokens, "there are no tokens; make one with: weir token create OWNER", "ID\tOWNER\tKIND\tNOTE\tRIGHTS\tENDS\tLAST USED", rows)
+		return a.table(out.Tokens, "there are no tokens; make one with: weir token create OWNER"+a.flags, "ID\tOWNER\tKIND\tNOTE\tRIGHTS\tENDS\tLAST USED", rows)
 	})
 }
 
@@ -122,7 +151,7 @@ func tokenShowCommand() *cobra.Command {
 	var f adminFlags
 	return adminCommand("show ID", "Show one token, without its secret", "", "  weir token show 3k9v…", someArgs("ID, as weir token list shows it"), &f, func(ctx context.Context, a *adminClient, args []string) error {
 		var t account.TokenAnswer
-		if err := a.call(ctx, "GET", "tokens/"+part(args[0]), nil, &t); err != nil {
+		if err := a.call(ctx, "GET", "tokens/"+tokenPart(args[0]), nil, &t); err != nil {
 			return err
 		}
 		var from []string
@@ -139,10 +168,10 @@ func tokenRevokeCommand() *cobra.Command {
 	var wait bool
 	var limit time.Duration
 	cmd := adminCommand("revoke ID", "End a token, everywhere",
-		"revoke ends a token: nodes refuse it within a second, and what is being downloaded with\nit is cut off. With --wait it says which nodes have heard of it, as they do; the exit\ncode is 1 if some have not within --timeout. Those refuse it as soon as they hear from\nthe node behind them again.",
-		"  weir token revoke 3k9v… --wait\n  weir token revoke 3k9v… --wait --timeout 1m -o json", someArgs("ID, as weir token list shows it"), &f, func(ctx context.Context, a *adminClient, args []string) error {
+		"revoke ends a token: nodes refuse it within a second, and what is being downloaded with\nit is cut off. With --wait it says which nodes have heard of it, as they do; the exit\ncode is 1 if some have not within --timeout. Those refuse it as soon as they hear from\nthe node behind them again. A token that somebody has found can be named by itself instead\nof by its ID.",
+		"  weir token revoke 3k9v… --wait\n  weir token revoke weir_…\n  weir token revoke 3k9v… --wait --timeout 1m -o json", someArgs("ID, as weir token list shows it"), &f, func(ctx context.Context, a *adminClient, args []string) error {
 			var out account.TokenAnswer
-			if err := a.call(ctx, "DELETE", "tokens/"+part(args[0]), nil, &out); err != nil {
+			if err := a.call(ctx, "DELETE", "tokens/"+tokenPart(args[0]), nil, &out); err != nil {
 				return err
 			}
 			if !wait {

@@ -93,14 +93,15 @@ func userCommand() *cobra.Command {
 		"A user is a person with a name and a password, and perhaps tokens. What a user may do\nis granted (weir grant). These commands ask the running node that has the accounts,\nwith the administrator's token in its data directory.",
 		"  weir user add alice\n  weir user list\n  weir user password alice\n  weir user disable alice",
 		userAddCommand(), accountListCommand("user"), accountShowCommand("user"), accountRemoveCommand("user"), userPasswordCommand(),
-		userDisableCommand(true), userDisableCommand(false))
+		disableCommand("user", true), disableCommand("user", false))
 }
 
 func robotCommand() *cobra.Command {
 	return groupCommand("robot", "Say which machines there are",
 		"A robot is a machine: it has tokens (weir token create) and no password.",
 		"  weir robot add ci\n  weir token create ci --for 90d\n  weir robot list",
-		robotAddCommand(), accountListCommand("robot"), accountShowCommand("robot"), accountRemoveCommand("robot"))
+		robotAddCommand(), accountListCommand("robot"), accountShowCommand("robot"), accountRemoveCommand("robot"),
+		disableCommand("robot", true), disableCommand("robot", false))
 }
 
 func userAddCommand() *cobra.Command {
@@ -124,10 +125,10 @@ func userAddCommand() *cobra.Command {
 				return err
 			}
 			if !made {
-				return a.say(out, "user %s is added; let it do something with: weir grant add %s \"pull oci:*\"", out.Name, out.Name)
+				return a.say(out, "user %s is added; let it do something with: weir grant add %s \"pull oci:*\"%s", out.Name, out.Name, a.flags)
 			}
 			out.Password = password
-			return a.say(out, "user %s is added, with this password, which is not shown again:\n\n  %s\n", out.Name, password)
+			return a.say(out, "user %s is added, with this password, which is not shown again:\n\n  %s\n\nlet it do something with: weir grant add %s \"pull oci:*\"%s", out.Name, password, out.Name, a.flags)
 		})
 	p.add(cmd)
 	cmd.Flags().StringVar(&email, "email", "", "an e-mail address, for people to know")
@@ -141,7 +142,7 @@ func robotAddCommand() *cobra.Command {
 		if err := a.call(ctx, "POST", "robots", account.AccountRequest{Name: args[0]}, &out); err != nil {
 			return err
 		}
-		return a.say(out, "robot %s is added; make it a token with: weir token create %s", out.Name, out.Name)
+		return a.say(out, "robot %s is added; let it do something with: weir grant add %s \"pull oci:*\"%s\nand make it a token with: weir token create %s%s", out.Name, out.Name, a.flags, out.Name, a.flags)
 	})
 }
 
@@ -158,9 +159,17 @@ func accountListCommand(kind string) *cobra.Command {
 		}
 		var rows []string
 		for _, acc := range all {
-			rows = append(rows, row(acc.Name, acc.Email, strings.Join(acc.Teams, ","), state(acc), when(acc.Created)))
+			cells := []string{acc.Name, strings.Join(acc.Teams, ","), state(acc), when(acc.Created)}
+			if kind == "user" {
+				cells = append(cells, acc.Email)
+			}
+			rows = append(rows, row(cells...))
 		}
-		return a.table(all, "there are no "+kind+"s; add one with: weir "+kind+" add NAME", "NAME\tEMAIL\tTEAMS\tSTATE\tCREATED", rows)
+		head := "NAME\tTEAMS\tSTATE\tCREATED"
+		if kind == "user" {
+			head += "\tEMAIL"
+		}
+		return a.table(all, "there are no "+kind+"s; add one with: weir "+kind+" add NAME"+a.flags, head, rows)
 	})
 }
 
@@ -223,15 +232,19 @@ func userPasswordCommand() *cobra.Command {
 	return cmd
 }
 
-func userDisableCommand(disable bool) *cobra.Command {
+func disableCommand(kind string, disable bool) *cobra.Command {
 	use, done := "enable", "enabled"
-	long := "enable lets a user or a robot do again what is granted to it."
+	long := "enable lets a " + kind + " do again what is granted to it."
 	if disable {
 		use, done = "disable", "disabled"
-		long = "disable ends what a user or a robot may do, at once and everywhere, until it is enabled\nagain: its password and its tokens do not count meanwhile."
+		long = "disable ends what a " + kind + " may do, at once and everywhere, until it is enabled again:\nits password and its tokens do not count meanwhile."
+	}
+	name := "alice"
+	if kind == "robot" {
+		name = "ci"
 	}
 	var f adminFlags
-	return adminCommand(use+" NAME", strings.ToUpper(use[:1])+use[1:]+" a user or a robot", long, "  weir user "+use+" alice", someArgs("NAME"), &f, func(ctx context.Context, a *adminClient, args []string) error {
+	return adminCommand(use+" NAME", strings.ToUpper(use[:1])+use[1:]+" a "+kind, long, "  weir "+kind+" "+use+" "+name, someArgs("NAME"), &f, func(ctx context.Context, a *adminClient, args []string) error {
 		var out account.Changed
 		if err := a.call(ctx, "PUT", "accounts/"+part(args[0])+"/disabled", account.DisabledRequest{Disabled: disable}, &out); err != nil {
 			return err
