@@ -2,10 +2,7 @@ package main
 
 import (
 	"fmt"
-	"strings"
 	"time"
-
-	"github.com/weir-registry/weir/registry/entitle"
 )
 
 // AccessConfig says who may do what, as far as it is not in the metadata
@@ -162,8 +159,14 @@ func (c *Config) checkOIDC() error {
 			case time.Duration(*rule.Lifetime) < time.Minute || time.Duration(*rule.Lifetime) > 24*time.Hour:
 				return fmt.Errorf("%s.lifetime: %v is not between 1m and 24h", key, *rule.Lifetime)
 			}
-			if _, err := entitle.Parse(rule.Rights); err != nil {
-				return fmt.Errorf("%s.rights: %s", key, strings.TrimPrefix(err.Error(), "grant "))
+			for _, text := range rule.Rights {
+				right, err := parseRight(text)
+				if err != nil {
+					return fmt.Errorf("%s.rights: %w", key, err)
+				}
+				if why := c.matchesNothing(right); why != "" {
+					return fmt.Errorf("%s.rights: %s", key, why)
+				}
 			}
 		}
 	}

@@ -43,7 +43,7 @@ type adminClient struct {
 	c      *Config
 	flags  string // -c and --data as they were given, for commands that are printed to be pasted
 	token  string
-	source string // where the token is from, for people
+	source string // where the token is from, for people: "in FILE"
 	output string
 	stdout io.Writer
 	stderr io.Writer
@@ -67,14 +67,14 @@ func (f *adminFlags) open(cmd *cobra.Command) (*adminClient, error) {
 	if c.Ops == opsOff {
 		return nil, errors.New("ops is off in the configuration, and accounts are administered at that address: give it one and start weir again")
 	}
-	a := &adminClient{c: c, output: f.output, token: f.token, source: "--token", stdout: cmd.OutOrStdout(), stderr: cmd.ErrOrStderr()}
+	a := &adminClient{c: c, output: f.output, token: f.token, source: "that --token gives", stdout: cmd.OutOrStdout(), stderr: cmd.ErrOrStderr()}
 	for _, given := range [][2]string{{" -c ", f.config}, {" --data ", f.data}} {
 		if given[1] != "" {
 			a.flags += given[0] + given[1]
 		}
 	}
 	if a.token == "" {
-		a.token, a.source = os.Getenv(tokenVariable), "$"+tokenVariable
+		a.token, a.source = os.Getenv(tokenVariable), "in $"+tokenVariable
 	}
 	if a.token == "" {
 		file := filepath.Join(c.Data, account.AdminFile)
@@ -88,7 +88,7 @@ func (f *adminFlags) open(cmd *cobra.Command) (*adminClient, error) {
 		case err != nil:
 			return nil, fmt.Errorf("the administrator's token in %s cannot be read: %w; run this as the owner of the data directory, or give a token with --token or $%s", file, cause(err), tokenVariable)
 		}
-		a.token, a.source = string(text), file
+		a.token, a.source = string(text), "in "+file
 	}
 	a.token = strings.TrimSpace(a.token)
 	return a, nil
@@ -143,7 +143,7 @@ func (a *adminClient) send(ctx context.Context, method, path string, in any) (*h
 		return nil, fmt.Errorf("%s answers %s, which is not how a weir with accounts answers; is it another program, or an older weir?", a.c.Ops, resp.Status)
 	}
 	if resp.StatusCode == http.StatusUnauthorized {
-		failed.Error = fmt.Sprintf("the weir at %s does not take the token in %s: %s", a.c.Ops, a.source, failed.Error)
+		failed.Error = fmt.Sprintf("the weir at %s does not take the token %s: %s", a.c.Ops, a.source, failed.Error)
 		failed.Hint = "name the configuration of that weir with -c, or give another token with --token or $" + tokenVariable +
 			"; if there is none that works, stop that weir and start it again: it then writes a new one to " + filepath.Join(a.c.Data, account.AdminFile)
 	}

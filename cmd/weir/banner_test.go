@@ -38,6 +38,9 @@ func TestHelpNamesThisMachine(t *testing.T) {
 				t.Errorf("%s: no %q in\n%s", tt.ip, want, printed)
 			}
 		}
+		if !strings.Contains(printed, "\naccounts: weir user add NAME; the administrator's token is in weir-data/admin-token\n") {
+			t.Errorf("%s: nothing about accounts in\n%s", tt.ip, printed)
+		}
 		if strings.Contains(printed, warning) != tt.open {
 			t.Errorf("%s: is it said who can reach it?\n%s", tt.ip, printed)
 		}

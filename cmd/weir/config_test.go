@@ -167,7 +167,7 @@ func TestConfigMistakes(t *testing.T) {
 		{"data: [a, b]", "data: expected a single value, not a list"},
 		{"access: {anonymous: pull everything}", "access.anonymous: expected a list"},
 		{"access: {anonymous: [[a]]}", "access.anonymous[0]: expected a single value, not a list"},
-		{"access: {anonymous: [\"push oci:*\"]}", `access.anonymous: grant "push oci:*": there is no action "push"`},
+		{"access: {anonymous: [\"push oci:*\"]}", `access.anonymous: grant "push oci:*": "push" cannot be granted here, only ["pull"]`},
 		{"access: {anonymous: [\"pull ocl:*\"]}", `there is no protocol "ocl"`},
 		{"access: {anonymous: [\"pull oci:dockr.io/*\"]}\noci: {upstreams: {docker.io: {}, ghcr.io: {}}}", `access.anonymous: "pull oci:dockr.io/*" matches nothing that is configured: repositories begin with docker.io/, ghcr.io/`},
 		{"access: {anonymous: [\"pull oci:*\", \"pull oci:library/*\"]}", `"pull oci:library/*" matches nothing`},

@@ -39,8 +39,11 @@ func grantTestCommand() *cobra.Command {
 			if out.Allowed {
 				return nil
 			}
-			if why := a.c.matchesNothing(right); why != "" {
+			switch why := a.c.matchesNothing(right); {
+			case why != "":
 				fmt.Fprintf(a.stderr, "note: %s\n", why)
+			case out.Ungranted:
+				fmt.Fprintf(a.stderr, "note: to allow it: weir grant add %s %q%s\n", out.Who, out.Right, a.flags)
 			}
 			return errSaidNo
 		})

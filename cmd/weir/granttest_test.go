@@ -60,7 +60,11 @@ func TestGrantTestSaysWhy(t *testing.T) {
 	if out := asJSON[account.Checked](t, file, "grant", "test", "alice", "pull oci:ghcr.io/acme/app"); !out.Allowed || len(out.Grants) != 1 || out.Grants[0].By != "admin" {
 		t.Errorf("%+v", out)
 	}
-	_, stderr := weir(t, file, 1, "grant", "test", "alice", "pull oci:acme/app")
+	_, stderr := weir(t, file, 1, "grant", "test", "alice", "pull oci:ghcr.io/other")
+	if stderr != "note: to allow it: weir grant add user:alice \"pull oci:ghcr.io/other\" -c "+file+"\n" {
+		t.Errorf("what to do: %q", stderr)
+	}
+	_, stderr = weir(t, file, 1, "grant", "test", "alice", "pull oci:acme/app")
 	if !strings.Contains(stderr, "note: ") || !strings.Contains(stderr, "ghcr.io/") {
 		t.Errorf("a name without its registry: %q", stderr)
 	}

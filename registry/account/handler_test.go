@@ -370,6 +370,17 @@ func TestAdminAPIChecks(t *testing.T) {
 			t.Errorf("%s: %+v", c.query, out)
 		}
 	}
+	for _, c := range []struct {
+		query string
+		kind  error
+		want  bool
+	}{{"who=alice&right=push+oci:z", registry.ErrDenied, true}, {"who=alice&right=push+oci:z", registry.ErrUnauthenticated, false},
+		{"who=anonymous&right=pull+oci:z", registry.ErrUnauthenticated, true}, {"who=alice&right=push+oci:x/a", registry.ErrDenied, false}} {
+		refuse = registry.Errorf(c.kind, "no")
+		if out := ask[Checked](a, "GET", "check?"+c.query, ""); out.Ungranted != c.want {
+			t.Errorf("%s, refused as %v: %+v", c.query, c.kind, out)
+		}
+	}
 	refuse = nil
 	ask[Checked](a, "GET", "check?who=token:"+nt.ID+"&right=push+oci:x/a", "")
 	if last := tried[len(tried)-1]; last.Who.UID != alice.UID || last.Who.Token != nt.ID || last.Action != registry.Push || last.Name.Repo != "x/a" {

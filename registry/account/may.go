@@ -18,8 +18,9 @@ type Checked struct {
 	Token   string `json:"token,omitempty"`
 	Right   string `json:"right"`
 	Allowed bool   `json:"allowed"`
-	// Why is why not.
-	Why string `json:"why,omitempty"`
+	// Why is why not. Ungranted: a grant would help.
+	Why       string `json:"why,omitempty"`
+	Ungranted bool   `json:"ungranted,omitempty"`
 	// Grants decide it: those that allow it, or those that forbid it. None, and
 	// Allowed: it is the configuration of the node that lets everyone.
 	Grants []registry.Grant `json:"grants"`
@@ -43,15 +44,22 @@ func (h *admin) check(_ http.ResponseWriter, c *caller) (any, error) {
 	out.Right = want.String()
 	err = h.o.Decide.Admit(c.Context(), &registry.Call{Who: p, Action: want.Action, Name: registry.Name{Space: want.Space, Repo: want.Pattern}})
 	var refused *registry.Error
+	lacks := false
 	switch kind := registry.KindOf(err); {
 	case err == nil:
 		out.Allowed = true
 	case kind != registry.ErrDenied && kind != registry.ErrUnauthenticated || !errors.As(err, &refused):
 		return nil, err
 	default:
-		out.Why = refused.Text
+		// A named one that is not known any more lacks more than a grant.
+		out.Why, lacks = refused.Text, kind == registry.ErrDenied || p.Anonymous()
 	}
-	out.Grants, err = h.a.deciding(c.Context(), uids, want, out.Allowed)
+	if out.Grants, err = h.a.deciding(c.Context(), uids, want, out.Allowed); err != nil || out.Allowed || len(out.Grants) > 0 {
+		return answer(out, err)
+	}
+	// Nothing forbids it. If nothing allows it either, that is why.
+	allows, err := h.a.deciding(c.Context(), uids, want, true)
+	out.Ungranted = lacks && len(allows) == 0
 	return answer(out, err)
 }
 

@@ -43,6 +43,9 @@ func ParseRight(text string) (Right, error) {
 const actions = "pull push admin"
 
 func noAction(action, known string) error {
+	if level(registry.Action(action)) >= 0 {
+		return fmt.Errorf("%q cannot be granted here, only %q", action, strings.Fields(known))
+	}
 	return fmt.Errorf("there is no action %q, only %q", action, strings.Fields(known))
 }
 
