@@ -375,7 +375,7 @@ func TestAdminAPIChecks(t *testing.T) {
 		kind  error
 		want  bool
 	}{{"who=alice&right=push+oci:z", registry.ErrDenied, true}, {"who=alice&right=push+oci:z", registry.ErrUnauthenticated, false},
-		{"who=anonymous&right=pull+oci:z", registry.ErrUnauthenticated, true}, {"who=alice&right=push+oci:x/a", registry.ErrDenied, false}} {
+		{"who=anonymous&right=pull+oci:z", registry.ErrUnauthenticated, false}, {"who=alice&right=push+oci:x/a", registry.ErrDenied, false}} {
 		refuse = registry.Errorf(c.kind, "no")
 		if out := ask[Checked](a, "GET", "check?"+c.query, ""); out.Ungranted != c.want {
 			t.Errorf("%s, refused as %v: %+v", c.query, c.kind, out)

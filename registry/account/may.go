@@ -18,7 +18,7 @@ type Checked struct {
 	Token   string `json:"token,omitempty"`
 	Right   string `json:"right"`
 	Allowed bool   `json:"allowed"`
-	// Why is why not. Ungranted: a grant would help.
+	// Why is why not. Ungranted: a grant to a user or robot would help.
 	Why       string `json:"why,omitempty"`
 	Ungranted bool   `json:"ungranted,omitempty"`
 	// Grants decide it: those that allow it, or those that forbid it. None, and
@@ -51,8 +51,9 @@ func (h *admin) check(_ http.ResponseWriter, c *caller) (any, error) {
 	case kind != registry.ErrDenied && kind != registry.ErrUnauthenticated || !errors.As(err, &refused):
 		return nil, err
 	default:
-		// A named one that is not known any more lacks more than a grant.
-		out.Why, lacks = refused.Text, kind == registry.ErrDenied || p.Anonymous()
+		// A named one that is not known any more lacks more than a grant, and
+		// that everyone may is not proposed.
+		out.Why, lacks = refused.Text, kind == registry.ErrDenied
 	}
 	if out.Grants, err = h.a.deciding(c.Context(), uids, want, out.Allowed); err != nil || out.Allowed || len(out.Grants) > 0 {
 		return answer(out, err)
