@@ -191,7 +191,7 @@ func testTokenCommands(t *testing.T, file string) {
 	}
 	weir(t, file, 2, "token", "create", "ci", "--from", "somewhere")
 	stdout, _ = weir(t, file, 0, "token", "revoke", tokens[0].ID, "--wait")
-	if !regexp.MustCompile(`^token \w+ of ci is revoked at version \d+; nodes that have it:\n  \S+  after \d\.\d{3}s\n$`).MatchString(stdout) {
+	if !regexp.MustCompile(`^token \w+ of ci is revoked at version \d+; nodes that have it:\n  \S+ \(this node\) +after \d\.\d{3}s\nthat is all of them: 1\n$`).MatchString(stdout) {
 		t.Errorf("token revoke --wait: %q", stdout)
 	}
 	weir(t, file, 1, "token", "revoke", tokens[0].ID)
@@ -242,7 +242,7 @@ func TestNodesThatAreMissingAreNamed(t *testing.T) {
 	}
 	args := []string{"token", "revoke", "x", "--wait", "--timeout", "3s", "--token", "t"}
 	stdout, stderr := weir(t, file, 1, args...)
-	if !strings.Contains(stdout, "edge1 (via shield1)  after 0.100s\n") || !strings.Contains(stdout, "edge2  not within 3.000s") || !strings.Contains(stderr, "edge2") {
+	if !regexp.MustCompile(`(?m)^  edge1 \(via shield1\) +after 0\.100s$`).MatchString(stdout) || !regexp.MustCompile(`(?m)^  edge2 +not within 3\.000s`).MatchString(stdout) || !strings.Contains(stderr, "edge2") {
 		t.Errorf("%q %q", stdout, stderr)
 	}
 	stdout, _ = weir(t, file, 1, append(args, "-o", "json")...)
