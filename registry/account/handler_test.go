@@ -381,9 +381,15 @@ func TestAdminAPIChecks(t *testing.T) {
 			t.Errorf("%s, refused as %v: %+v", c.query, c.kind, out)
 		}
 	}
+	if last := tried[len(tried)-2]; last.Who.Secret != 0 { // anonymous
+		t.Errorf("asked for %+v", last)
+	}
+	if last := tried[len(tried)-1]; last.Who.UID != alice.UID || last.Who.Secret != alice.Secret {
+		t.Errorf("asked for %+v", last)
+	}
 	refuse = nil
 	ask[Checked](a, "GET", "check?who=token:"+nt.ID+"&right=push+oci:x/a", "")
-	if last := tried[len(tried)-1]; last.Who.UID != alice.UID || last.Who.Token != nt.ID || last.Action != registry.Push || last.Name.Repo != "x/a" {
+	if last := tried[len(tried)-1]; last.Who.UID != alice.UID || last.Who.Secret != 0 || last.Who.Token != nt.ID || last.Action != registry.Push || last.Name.Repo != "x/a" {
 		t.Errorf("asked for %+v", last)
 	}
 	for query, want := range map[string]int{"": 400, "who=alice": 400, "who=alice&right=pull+oci:*": 400, "who=alice&right=push+*": 400, "who=eve&right=pull+oci:a": 404,

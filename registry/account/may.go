@@ -89,6 +89,9 @@ func (h *admin) asked(ctx context.Context, who string) (p registry.Principal, ou
 		if err != nil {
 			return p, out, nil, err
 		}
+		if p.Token == "" {
+			p.Secret = acc.Secret // as if the password had been given just now
+		}
 		p.Name, uids = name, append([]string{acc.UID}, acc.Teams...)
 	}
 	return p, out, append(uids, ""), nil
