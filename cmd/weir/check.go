@@ -167,10 +167,20 @@ func canMatch(pattern string, upstreams []string) bool {
 	if open && start == "" {
 		return true // "*" with no upstream is what a file for npm alone has by default
 	}
+	if shortOnHub(pattern) {
+		return false
+	}
 	return slices.ContainsFunc(upstreams, func(name string) bool {
 		rest, ok := strings.CutPrefix(start, name+"/")
 		return ok && (open || rest != "") || open && strings.HasPrefix(name+"/", start)
 	})
+}
+
+// shortOnHub reports whether a pattern is the name of a repository on Docker Hub
+// as people say it and not as it is called: "docker.io/alpine".
+func shortOnHub(pattern string) bool {
+	rest, ok := strings.CutPrefix(pattern, "docker.io/")
+	return ok && !strings.ContainsAny(rest, "/*")
 }
 
 // orNone lists the beginnings of repositories' names.

@@ -171,6 +171,7 @@ func TestConfigMistakes(t *testing.T) {
 		{"access: {anonymous: [\"pull ocl:*\"]}", `there is no protocol "ocl"`},
 		{"access: {anonymous: [\"pull oci:dockr.io/*\"]}\noci: {upstreams: {docker.io: {}, ghcr.io: {}}}", `access.anonymous: "pull oci:dockr.io/*" matches nothing that is configured: repositories begin with docker.io/, ghcr.io/`},
 		{"access: {anonymous: [\"pull oci:*\", \"pull oci:library/*\"]}", `"pull oci:library/*" matches nothing`},
+		{"access: {anonymous: [\"pull oci:docker.io/alpine\"]}", `"pull oci:docker.io/alpine" matches nothing`},
 		{"access: {anonymous: [\"pull oci:docker.io\"]}", `"pull oci:docker.io" matches nothing`},
 		{"access: {anonymous: [\"pull oci:docker.io/\"]}", `"pull oci:docker.io/" matches nothing`},
 		{"access: {anonymous: [\"pull oci:Docker.io/*\"]}", `"pull oci:Docker.io/*" matches nothing`},

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/weir-registry/weir/npm"
 	"github.com/weir-registry/weir/oci"
 	"github.com/weir-registry/weir/registry"
 	"github.com/weir-registry/weir/registry/account"
@@ -90,6 +91,10 @@ func (c *Config) matchesNothing(r entitle.Right) string {
 	switch {
 	case r.Space == "":
 		return ""
+	case r.Space == oci.Space && shortOnHub(r.Pattern):
+		return fmt.Sprintf("%q matches nothing: what has one part on Docker Hub is called docker.io/library/NAME", r)
+	case r.Space == npmSpace && !strings.Contains(r.Pattern, "*") && r.Pattern != "-" && !npm.ValidName(r.Pattern):
+		return fmt.Sprintf("%q matches nothing: no package can be called that", r)
 	case r.Space == oci.Space && !canMatch(r.Pattern, upstreams):
 		return fmt.Sprintf("%q matches nothing that is configured here: container repositories begin with %s", r, orNone(upstreams))
 	case r.Space == npmSpace && len(c.NPM.Upstreams) == 0:
