@@ -496,3 +496,23 @@ func TestLogSaysWho(t *testing.T) {
 		}
 	}
 }
+
+// fullTokens have no room for one more.
+type fullTokens struct{ registry.Tokens }
+
+// CreateToken implements registry.Tokens.
+func (fullTokens) CreateToken(context.Context, registry.Principal, registry.TokenSpec) (registry.NewToken, error) {
+	return registry.NewToken{}, &registry.Error{Kind: registry.ErrLimited, After: time.Hour, Public: "as many tokens as an account may"}
+}
+
+// TestTooManySessionsKeepNobodyOut: who has logged in so often that there is no
+// room for a session logs in without.
+func TestTooManySessionsKeepNobodyOut(t *testing.T) {
+	g := newHouse(t, func(c *Config) { c.Tokens = fullTokens{c.Tokens} })
+	rec := g.wants("GET", "/token?service=weir.test&offline_token=true&scope=repository:acme/app:pull", basic("alice", "secret"), 200, "", "")
+	var got issued
+	if err := json.Unmarshal(rec.Body.Bytes(), &got); err != nil || got.Refresh != "" {
+		t.Fatalf("%s %v", rec.Body, err)
+	}
+	g.wants("GET", "/v2/acme/app/manifests/1", "Bearer "+got.Token, 200, "", "")
+}

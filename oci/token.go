@@ -229,7 +229,8 @@ func (t *issuer) rights(r *http.Request, a asking) (rights []registry.Right, gra
 func lastPart(s string) string { return s[strings.LastIndexByte(s, ':')+1:] }
 
 // session makes what a client logs in with from now on, if it asks for that
-// and has just shown a password; "" if not. One that has shown a token keeps it.
+// and has just shown a password; "" if not. One that has shown a token keeps it,
+// and one whose account has as many sessions as it may keeps the password.
 func (t *issuer) session(r *http.Request, a asking) (string, error) {
 	if !a.offline || t.c.Tokens == nil || a.who.Anonymous() || a.who.Token != "" || a.who.Only != nil {
 		return "", nil
@@ -239,6 +240,9 @@ func (t *issuer) session(r *http.Request, a asking) (string, error) {
 		note += " by " + client
 	}
 	made, err := t.c.Tokens.CreateToken(r.Context(), a.who, registry.TokenSpec{Kind: "session", Note: note, Lifetime: sessionLife})
+	if registry.KindOf(err) == registry.ErrLimited {
+		return "", nil
+	}
 	if err != nil {
 		return "", err
 	}
