@@ -316,6 +316,7 @@ func printRevoked(w io.Writer, r trust.Revoked) error {
 	for _, s := range r.Serials {
 		fmt.Fprintf(w, "  certificate %s\n", short(s))
 	}
+	fmt.Fprintln(w, "It knows the keys of short-lived tokens: on the node with the accounts run weir token rekey.")
 	if r.Equal {
 		fmt.Fprintf(w, "But %s was an equal and has the key of the authority: with it, it can make itself other\n"+
 			"certificates. To shut it out for good, stop all equals, remove ca.json, nodes.json and\njoined.json under DATA/tiers of each, and have all nodes join anew.\n", r.Name)

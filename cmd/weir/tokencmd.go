@@ -25,7 +25,7 @@ func tokenCommand() *cobra.Command {
 	return groupCommand("token", "Make and revoke tokens",
 		"A token stands for its owner without a password, perhaps for less than its owner may\n(--right), only from some networks (--from), or for some time (--for).",
 		"  weir token create ci --right \"pull oci:*\" --for 90d --note \"build machines\"\n  weir token list ci\n  weir token revoke ID --wait",
-		tokenCreateCommand(), tokenListCommand(), tokenShowCommand(), tokenRevokeCommand())
+		tokenCreateCommand(), tokenListCommand(), tokenShowCommand(), tokenRevokeCommand(), tokenRekeyCommand())
 }
 
 func tokenCreateCommand() *cobra.Command {
@@ -185,6 +185,19 @@ func tokenRevokeCommand() *cobra.Command {
 	cmd.Flags().BoolVar(&wait, "wait", false, "wait until all nodes have heard of it")
 	cmd.Flags().DurationVar(&limit, "timeout", 10*time.Second, "how long to wait, 5m at most")
 	return cmd
+}
+
+func tokenRekeyCommand() *cobra.Command {
+	var f adminFlags
+	return adminCommand("rekey", "End all short-lived tokens, and the keys they are made with",
+		"rekey makes a new key for the tokens of some minutes that clients get for each pull, and\nends those made with the keys before. Run it after weir tiers revoke: a node that was cut\noff knows the keys, and they would count for up to three days more. Clients get other\ntokens by themselves; tokens that weir token list shows are not touched.",
+		"  weir token rekey", noArgs, &f, func(ctx context.Context, a *adminClient, _ []string) error {
+			var out account.Changed
+			if err := a.call(ctx, "DELETE", "keys", nil, &out); err != nil {
+				return err
+			}
+			return a.say(out, "there is a new key; short-lived tokens made before count no more")
+		})
 }
 
 // follow prints nodes as they reach a version. It is an error if some do not.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/weir-registry/weir/registry"
 )
@@ -149,4 +150,33 @@ func TestAShortLivedTokenManagesNone(t *testing.T) {
 	l.fails(l.RevokeToken(ctx, alice, made.ID), registry.ErrDenied)
 	_, err = l.CreateToken(ctx, alice, registry.TokenSpec{})
 	l.fails(err, registry.ErrDenied)
+}
+
+// No key of before is left, today's is not made again, and tomorrow's is.
+func TestRekey(t *testing.T) {
+	l := newLab(t)
+	ctx := t.Context()
+	for range 3 {
+		l.pass(24 * time.Hour)
+		l.must(l.rotateKeys(ctx))
+	}
+	old := map[string]bool{}
+	for _, k := range l.replica.Keys() {
+		old[k.ID], old[string(k.Secret)] = true, true
+	}
+	version, err := l.Rekey(ctx, root)
+	l.must(err)
+	l.must(l.rotateKeys(ctx))
+	now := l.replica.Keys()
+	if len(now) != 1 || old[now[0].ID] || old[string(now[0].Secret)] || len(now[0].Secret) != keySize || len(old) != 2*keysKept {
+		t.Errorf("of %d keys, after the renewal there are %+v", len(old)/2, now)
+	}
+	if e := l.audited(); e.What != "keys renew" || e.Version != version || version == 0 {
+		t.Errorf("audited %+v", e)
+	}
+	l.pass(24 * time.Hour)
+	l.must(l.rotateKeys(ctx))
+	if later := l.replica.Keys(); len(later) != 2 || later[1].ID != now[0].ID {
+		t.Errorf("a day later there are %+v", later)
+	}
 }

@@ -279,3 +279,8 @@ func (h *admin) revokeGrant(_ http.ResponseWriter, c *caller) (any, error) {
 	g, version, err := h.a.RevokeGrant(c.Context(), c.by, c.PathValue("id"))
 	return answer(GrantAnswer{Grant: g, Version: version}, err)
 }
+
+func (h *admin) rekey(_ http.ResponseWriter, c *caller) (any, error) {
+	version, err := h.a.Rekey(c.Context(), c.by)
+	return answer(Changed{version}, err)
+}

@@ -93,6 +93,7 @@ type admin struct {
 //	POST   grants                         GrantSpec: registry.Grant
 //	DELETE grants/ID                      registry.Grant
 //	GET    check?who=WHOM&right=RIGHT     Checked: whether somebody may, and why
+//	DELETE keys                           {}: those of short-lived tokens, for a new one
 //	GET    nodes                          {"nodes": [registry.NodeStanding…]}
 //	GET    nodes?version=N&wait=10s       a line of JSON, a Reached, for each node as it has the version, and a last one
 //
@@ -148,6 +149,7 @@ func (h *admin) routes() {
 		"POST grants":                           h.grant,
 		"DELETE grants/{id}":                    h.revokeGrant,
 		"GET check":                             h.check,
+		"DELETE keys":                           h.rekey,
 		"GET nodes":                             h.nodes,
 	} {
 		method, path, _ := strings.Cut(pattern, " ")

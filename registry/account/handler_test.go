@@ -128,6 +128,9 @@ func TestAdminAPI(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	ask[TokenAnswer](a, "GET", "tokens/"+nt.ID, "")
+	if got := ask[Changed](a, "DELETE", "keys", ""); got.Version == 0 {
+		t.Errorf("%+v", got)
+	}
 	if got := ask[TokenAnswer](a, "DELETE", "tokens/"+nt.ID, ""); got.Version <= nt.Version || got.Owner != "ci" {
 		t.Errorf("%+v", got)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"time"
 
 	"github.com/weir-registry/weir/registry"
 )
@@ -29,8 +28,7 @@ func (a *Authority) rotateKeys(ctx context.Context) error {
 	}
 	// The list is in the order of IDs, which is that of days.
 	if len(keys) == 0 || keys[len(keys)-1].ID < today {
-		key := registry.SigningKey{ID: today, Secret: make([]byte, keySize), Created: now.Truncate(time.Second)}
-		_, _ = rand.Read(key.Secret) // crypto/rand.Read never fails
+		key := a.newKey(today)
 		switch _, err := create(ctx, a.store, keyPrefix+today, key); {
 		case errors.Is(err, errExists):
 		case err != nil:
@@ -48,4 +46,30 @@ func (a *Authority) rotateKeys(ctx context.Context) error {
 		keys = keys[1:]
 	}
 	return nil
+}
+
+// newKey is a signing key with an ID.
+func (a *Authority) newKey(id string) registry.SigningKey {
+	key := registry.SigningKey{ID: id, Secret: make([]byte, keySize), Created: a.now()}
+	_, _ = rand.Read(key.Secret) // crypto/rand.Read never fails
+	return key
+}
+
+// Rekey makes a new signing key and drops those that there were before, so that
+// a node that has been cut off and knows them makes no short-lived tokens any
+// more. All that are under way end with them: clients get others.
+func (a *Authority) Rekey(ctx context.Context, by Actor) (uint64, error) {
+	e := event(by, "keys renew", "keys")
+	old, err := list[registry.SigningKey](ctx, a.store, keyPrefix)
+	if err == nil {
+		// Between today's and tomorrow's.
+		key := a.newKey(a.o.Now().UTC().Format("20060102") + "-" + randomID(uidLength))
+		e.Version, err = create(ctx, a.store, keyPrefix+key.ID, key)
+	}
+	for _, key := range old {
+		if err == nil {
+			e.Version, err = a.store.remove(ctx, keyPrefix+key.ID)
+		}
+	}
+	return e.Version, a.done(ctx, e, err)
 }
