@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/weir-registry/weir/registry"
 )
@@ -18,6 +19,8 @@ const (
 	adminName  = "admin"
 	adminRight = "admin *"
 	adminNote  = "made at the start of a node, for its data directory"
+	// readTime is how long it may take to read the whole database.
+	readTime = 2 * time.Minute
 )
 
 // EnsureAdmin sees that whoever can read dir can administer: that there is a
@@ -31,6 +34,9 @@ func (a *Authority) EnsureAdmin(ctx context.Context, dir string) error {
 	file := filepath.Join(dir, AdminFile)
 	works, err := a.adminFileWorks(ctx, file)
 	if works || err != nil {
+		return err
+	}
+	if err := a.caughtUp(ctx); err != nil {
 		return err
 	}
 	acc, err := a.ShowAccount(ctx, "", adminName)
@@ -67,6 +73,19 @@ func (a *Authority) EnsureAdmin(ctx context.Context, dir string) error {
 	}
 	a.o.Log.Info("made an admin token", "file", file, "token", t.ID)
 	return nil
+}
+
+// caughtUp waits until this node's own copy has what is in the database: at a first
+// start that takes as long as it takes to read it, and a change that counts
+// only after that would seem to have failed.
+func (a *Authority) caughtUp(ctx context.Context) error {
+	head, err := a.store.Head(ctx)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, readTime)
+	defer cancel()
+	return registry.Wrap(registry.ErrUnavailable, a.o.Replica.Wait(ctx, head), "read the metadata database for the first time")
 }
 
 // adminFileWorks reports whether the token in the file is one of the database,

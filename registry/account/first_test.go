@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/weir-registry/weir/registry"
@@ -112,6 +113,21 @@ func TestAdministrators(t *testing.T) {
 	is("bob")
 	_, err = l.Disable(ctx, root, "bob")
 	l.fails(err, registry.ErrConflict)
+}
+
+// TestEnsureAdminOfMuch: a database that takes long to be read is no reason to
+// have no administrator, or not to start.
+func TestEnsureAdminOfMuch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t)
+		l.replica.read = make(chan struct{})
+		time.AfterFunc(20*replicaTime, func() { close(l.replica.read) })
+		l.must(l.EnsureAdmin(t.Context(), t.TempDir()))
+		l.replica.read = make(chan struct{}) // and never
+		if err := l.EnsureAdmin(t.Context(), t.TempDir()); registry.KindOf(err) != registry.ErrUnavailable {
+			t.Errorf("it was never read: %v", err)
+		}
+	})
 }
 
 func TestEnsureAdminFailsWithoutADirectory(t *testing.T) {

@@ -20,6 +20,8 @@ type copyless struct {
 	db registry.Metadata
 	// behind makes Wait fail.
 	behind bool
+	// read is closed when Wait need wait no more; nil: it need not at all.
+	read chan struct{}
 }
 
 func (c *copyless) Token(secret string, _ netip.Addr) (registry.Principal, error) {
@@ -55,6 +57,13 @@ func (c *copyless) Keys() []registry.SigningKey {
 }
 
 func (c *copyless) Wait(ctx context.Context, version uint64) error {
+	if c.read != nil {
+		select {
+		case <-c.read:
+		case <-ctx.Done():
+			return registry.Wrap(registry.ErrUnavailable, ctx.Err(), "wait")
+		}
+	}
 	head, err := c.db.Head(ctx)
 	if err == nil && (head < version || c.behind) {
 		err = registry.Errorf(registry.ErrUnavailable, "not at %d", version)
