@@ -56,7 +56,7 @@ soak: build ## run the concurrency and failure tests again and again
 	WEIR_SOAK=200 $(GO) test -count 1 -timeout 60m -run '^TestKill$$' -v ./cachetiers
 	WEIR_SOAK=200 $(GO) test -count 1 -timeout 60m -run '^(TestMetadataKill|TestUnreliable)$$' -v ./registry/names/...
 	WEIR_SOAK=200 $(GO) test -count 1 -timeout 30m -run '^TestKilled$$' -v ./registry/audit
-	WEIR_SOAK=200 $(GO) test -count 1 -timeout 60m -run '^TestChain(Restarts|Shared.*|Silence|OtherDatabase|DamagedCopy)$$' -v ./conformance
+	WEIR_SOAK=200 $(GO) test -count 1 -timeout 60m -run '^TestChain(Restarts|Shared.*|Silence|OtherDatabase|Restored|DamagedCopy)$$' -v ./conformance
 
 clean: ## remove what was built; tools and data stay
 	rm -rf bin

@@ -318,7 +318,11 @@ func (c *sharedChain) restartWithout(token string) {
 	n.Kill9()
 	begun := time.Now()
 	n.Start() // waits for /readyz
-	t.Logf("an origin node without a database was ready after %v", time.Since(begun).Round(100*time.Millisecond))
+	took := time.Since(begun)
+	t.Logf("an origin node without a database was ready after %v", took.Round(100*time.Millisecond))
+	if took > 3*time.Second {
+		t.Error("it did not go by its copy before")
+	}
 	if a := c.client.Get(t.Context(), c.want(n, token)); a.Fault != wan.OK {
 		t.Errorf("%s, started without a database: %s, %v", n.Name, a.Fault, a.Err)
 	}

@@ -46,6 +46,7 @@ func (c *privateChain) answers(limit time.Duration, n *wan.Node, token string, c
 // max_staleness: what access.past denies is denied there and nowhere else, the
 // status says so, and all is well once the line is.
 func TestChainSilence(t *testing.T) {
+	t.Parallel() // it waits, most of the time
 	const staleness = 5 * time.Second // less is not taken
 	c := startPrivate(t, wan.Plan{Edges: 2, Access: fmt.Sprintf("  max_staleness: %v\n  past: {pull: deny}\n", staleness)}, small)
 	e, other, token := c.Edges[0], c.Edges[1], c.token()
@@ -158,6 +159,7 @@ func TestChainRestarts(t *testing.T) {
 // TestChainOtherDatabase replaces the origin node's data: nodes keep to what they
 // know, tell what to do about it, and that works.
 func TestChainOtherDatabase(t *testing.T) {
+	t.Parallel() // it waits, most of the time
 	c := startPrivate(t, wan.Plan{Edges: 1, Shields: 1}, small)
 	e, s, old := c.Edges[0], c.Shields[0], c.token()
 	c.answers(5*time.Second, e, old.Secret, http.StatusOK)
@@ -198,6 +200,47 @@ func TestChainOtherDatabase(t *testing.T) {
 	}
 	c.answers(5*time.Second, e, fresh.Secret, http.StatusOK)
 	c.answers(5*time.Second, e, old.Secret, http.StatusUnauthorized)
+	c.same(5*time.Second, c.Nodes())
+}
+
+// TestChainRestored puts an earlier state of the origin node's database back: an
+// edge that knows of a revocation since keeps to it until somebody decides.
+func TestChainRestored(t *testing.T) {
+	t.Parallel() // it waits, most of the time
+	c := startPrivate(t, wan.Plan{Edges: 1}, small)
+	e, gone := c.Edges[0], c.token()
+	c.answers(5*time.Second, e, gone.Secret, http.StatusOK)
+	file := filepath.Join(c.Origin.Data, "metadata.db")
+	c.Origin.Stop()
+	backup, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Origin.Start()
+	c.revoke(gone.ID)
+	c.revoke(c.token().ID) // so that it takes changes until the numbers are equal
+	c.answers(5*time.Second, e, gone.Secret, http.StatusUnauthorized)
+	c.Origin.Stop()
+	if err := os.WriteFile(file, backup, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.Origin.Start()
+	c.answers(5*time.Second, c.Origin, gone.Secret, http.StatusOK) // as in the backup
+	lab.Eventually(t, 30*time.Second, "the edge does not say that the database has gone back", func() error {
+		if a := c.client.Get(t.Context(), c.want(e, gone.Secret)); a.Code != http.StatusUnauthorized {
+			t.Fatalf("the edge answers %d for a token whose end it has heard of", a.Code)
+		}
+		if text := e.MustCommand("", "status"); !strings.Contains(text, "and not followed: "+e.Behind[0].Addr) || !strings.Contains(e.Log(), "the database has gone back") {
+			return fmt.Errorf("its status is\n%s", text)
+		}
+		return nil
+	})
+	e.Stop()
+	if err := os.Remove(filepath.Join(e.Data, entitlementFile)); err != nil {
+		t.Fatal(err)
+	}
+	e.Start()
+	c.answers(5*time.Second, e, gone.Secret, http.StatusOK)
 	c.same(5*time.Second, c.Nodes())
 }
 

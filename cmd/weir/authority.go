@@ -12,9 +12,11 @@ import (
 )
 
 const (
-	// firstTry is how long a start waits for a database on another machine; after
-	// that it is asked in the background, every tryAgain.
+	// firstTry is how long a start waits for a database on another machine, and
+	// copyTry if there is a copy to go by; after that it is asked in the background,
+	// every tryAgain.
 	firstTry = 5 * time.Second
+	copyTry  = time.Second
 	tryAgain = time.Second
 	// sayAgain is how often it is said that it cannot be.
 	sayAgain = time.Minute
@@ -53,7 +55,11 @@ func (e *entitled) openAuthority(ctx context.Context, c *Config, data *dataDir, 
 			}
 		}
 	})
-	wait := time.NewTimer(firstTry)
+	limit := firstTry
+	if e.replica.State().Whole() {
+		limit = copyTry
+	}
+	wait := time.NewTimer(limit)
 	defer wait.Stop()
 	select {
 	case <-tried:
