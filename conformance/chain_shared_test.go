@@ -323,6 +323,9 @@ func (c *sharedChain) restartWithout(token string) {
 	if took > 3*time.Second {
 		t.Error("it did not go by its copy before")
 	}
+	if log := n.Log(); !strings.Contains(log, "the metadata database has not answered yet") && !strings.Contains(log, "the metadata database cannot be asked") {
+		t.Errorf("it does not say that its database is gone:\n%s", log)
+	}
 	if a := c.client.Get(t.Context(), c.want(n, token)); a.Fault != wan.OK {
 		t.Errorf("%s, started without a database: %s, %v", n.Name, a.Fault, a.Err)
 	}

@@ -64,6 +64,9 @@ func (e *entitled) openAuthority(ctx context.Context, c *Config, data *dataDir, 
 	select {
 	case <-tried:
 	case <-wait.C:
+		if e.authority.failure.Load() == nil { // else that has been said
+			e.log.Warn("the metadata database has not answered yet: this node starts without it, and tries on", "waited", limit.String())
+		}
 	}
 	return nil
 }
