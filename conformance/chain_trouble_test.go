@@ -46,7 +46,7 @@ func (c *privateChain) answers(limit time.Duration, n *wan.Node, token string, c
 // max_staleness: what access.past denies is denied there and nowhere else, the
 // status says so, and all is well once the line is.
 func TestChainSilence(t *testing.T) {
-	t.Parallel() // it waits, most of the time
+	t.Parallel()                      // it waits, most of the time
 	const staleness = 5 * time.Second // less is not taken
 	c := startPrivate(t, wan.Plan{Edges: 2, Access: fmt.Sprintf("  max_staleness: %v\n  past: {pull: deny}\n", staleness)}, small)
 	e, other, token := c.Edges[0], c.Edges[1], c.token()
