@@ -1,6 +1,9 @@
 package conformance_test
 
 import (
+	"bytes"
+	"crypto/sha512"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -17,7 +20,7 @@ import (
 	"github.com/weir-registry/weir/registry"
 )
 
-// Two tenants of one weir: acme, whose images and packages are here because acme
+// tenants are two of one weir: acme, whose images and packages are here because acme
 // has pulled them, and bob, who has repositories in the same registry and a
 // registry of his own, which says what he likes.
 type tenants struct {
@@ -27,29 +30,58 @@ type tenants struct {
 	// of his that lists both, as layers of layer's size.
 	manifest, layer, none string
 	size                  int64
-	hub                   *lab.Registry
+	// many are small layers of acme's and as many of nobody's, of which bob's
+	// own/many says that it is made.
+	manyHere, manyAbsent []string
+	hub                  *lab.Registry
 }
 
 // bobsRegistry is the registry that bob runs.
 const bobsRegistry = "registry.bob.test"
 
-// evil answers one manifest in a registry's place.
+// evil answers manifests in a registry's place.
 type evil struct {
 	http.Handler
-	path, digest string
-	manifest     []byte
+	manifests map[string][]byte // by path
 }
 
 func (e *evil) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if rest, ok := strings.CutPrefix(r.URL.Path, e.path); !ok || rest != "1" && rest != e.digest {
+	m, ok := e.manifests[r.URL.Path]
+	if !ok {
 		e.Handler.ServeHTTP(w, r)
 		return
 	}
 	w.Header().Set("Content-Type", "application/vnd.oci.image.manifest.v1+json")
-	w.Header().Set("Docker-Content-Digest", e.digest)
-	w.Header().Set("Content-Length", fmt.Sprint(len(e.manifest)))
+	w.Header().Set("Docker-Content-Digest", ociDigest(m))
+	w.Header().Set("Content-Length", fmt.Sprint(len(m)))
 	if r.Method == http.MethodGet {
-		_, _ = w.Write(e.manifest)
+		_, _ = w.Write(m)
+	}
+}
+
+// claim makes own/NAME:1 an image of these layers, whoever has them, and of what
+// like is of: an image that bob has.
+func (e *evil) claim(t *testing.T, like []byte, name string, size int64, layers ...string) {
+	t.Helper()
+	var m struct {
+		Schema int               `json:"schemaVersion"`
+		Type   string            `json:"mediaType"`
+		Config json.RawMessage   `json:"config"`
+		Layers []json.RawMessage `json:"layers"`
+	}
+	if err := json.Unmarshal(like, &m); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range layers {
+		m.Layers = append(m.Layers, fmt.Appendf(nil, `{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":%q,"size":%d}`, d, size))
+	}
+	m.Type = "application/vnd.oci.image.manifest.v1+json"
+	text, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, ref := range []string{"1", ociDigest(text)} {
+		e.manifests["/v2/own/"+name+"/manifests/"+ref] = text
 	}
 }
 
@@ -60,16 +92,32 @@ func startTenants(t *testing.T) *tenants {
 	secret := lab.Noise("acme's", 100_000)
 	x.layer, x.size = ociDigest(secret), int64(len(secret))
 	lab.Push(t, x.hub.Addr, "acme/zebra:here", lab.MakeBlobs(t, secret))
+	const small = 64
+	many := make([][]byte, conformance.TimingSamples())
+	for i := range many {
+		many[i] = lab.Noise(fmt.Sprint("many ", i), small)
+		x.manyHere = append(x.manyHere, ociDigest(many[i]))
+		x.manyAbsent = append(x.manyAbsent, ociDigest(fmt.Append(nil, "nowhere ", i)))
+	}
+	pushMany(t, x.hub, "acme/zebra", "many", many)
 	lab.Push(t, x.hub.Addr, "bob/app:1", lab.MakeBlobs(t, []byte("bob's")))
 	lab.Push(t, bobs.Addr, "own/app:1", lab.MakeBlobs(t, []byte("bob's")))
-	packages.Publish(npmlab.Version{Name: "@acme/zebra", Version: "1.0.0"})
+	zebra := packages.Publish(npmlab.Version{Name: "@acme/zebra", Version: "1.0.0"})
+	packages.PublishRaw("@bob/evil", claimingPackument(packages.URL, zebra, []byte("nowhere")), nil)
 	packages.Publish(npmlab.Version{Name: "@bob/app", Version: "1.0.0"})
 
 	u, err := url.Parse(bobs.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := httptest.NewServer(x.evil(t, bobs, httputil.NewSingleHostReverseProxy(u)))
+	like, err := ociAsk(http.DefaultClient, "GET", bobs.URL+"/v2/own/app/manifests/1", "Accept", "application/vnd.oci.image.manifest.v1+json")
+	if err != nil || like.status != 200 {
+		t.Fatal(err, like.status)
+	}
+	e := &evil{httputil.NewSingleHostReverseProxy(u), map[string][]byte{}}
+	e.claim(t, like.body, "evil", x.size, x.layer, x.none)
+	e.claim(t, like.body, "many", small, append(x.manyHere, x.manyAbsent...)...)
+	s := httptest.NewServer(e)
 	t.Cleanup(s.Close)
 	x.Weir = lab.StartWeir(t, fmt.Sprintf("oci: {default: docker.io, upstreams: {docker.io: {url: %q, fresh: 1h}, %s: {url: %q, fresh: 1h}}}\n", x.hub.URL, bobsRegistry, s.URL)+
 		fmt.Sprintf("npm: {upstreams: {public: {url: %q, fresh: 1h}}}\naccess: {anonymous: []}\n", packages.URL))
@@ -77,6 +125,10 @@ func startTenants(t *testing.T) *tenants {
 	x.bob = x.robot(t, "bob", "pull oci:docker.io/bob/*", "pull oci:"+bobsRegistry+"/*", "pull npm:@bob/*")
 
 	x.manifest = ociDigest(x.ask(t, x.acme, "/v2/acme/zebra/manifests/here", 200).body)
+	x.ask(t, x.acme, "/v2/acme/zebra/manifests/many", 200)
+	for _, d := range x.manyHere {
+		x.ask(t, x.acme, "/v2/acme/zebra/blobs/"+d, 200)
+	}
 	for _, path := range []string{"/v2/acme/zebra/manifests/" + x.manifest, "/v2/acme/zebra/blobs/" + x.layer, "/v2/acme/zebra/tags/list",
 		"/v2/acme/zebra/referrers/" + x.manifest, "/npm/@acme/zebra", "/npm/@acme/zebra/1.0.0", "/npm/@acme/zebra/-/zebra-1.0.0.tgz"} {
 		x.ask(t, x.acme, path, 200)
@@ -84,33 +136,48 @@ func startTenants(t *testing.T) *tenants {
 	return x
 }
 
-// evil is bob's registry. Its image own/evil:1 is of acme's layer, of nobody's, and
-// of a layer and a configuration that bob has.
-func (x *tenants) evil(t *testing.T, bobs *lab.Registry, rest http.Handler) *evil {
+// pushMany pushes an image of so many layers that a client which looks after each of
+// them takes its time.
+func pushMany(t *testing.T, hub *lab.Registry, repo, tag string, layers [][]byte) {
 	t.Helper()
-	own, err := ociAsk(http.DefaultClient, "GET", bobs.URL+"/v2/own/app/manifests/1", "Accept", "application/vnd.oci.image.manifest.v1+json",
-		"Accept", "application/vnd.docker.distribution.manifest.v2+json")
-	if err != nil || own.status != 200 {
-		t.Fatal(err, own.status)
+	client := ociClient(t)
+	send := func(method, path string, body []byte, mediaType string, status int) (location string) {
+		req, err := http.NewRequest(method, path, bytes.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", mediaType)
+		resp, err := client.Do(req)
+		if err != nil || resp.StatusCode != status {
+			t.Fatal(method, path, err, resp)
+		}
+		defer resp.Body.Close()
+		return resp.Header.Get("Location")
 	}
-	var m struct {
-		Schema int               `json:"schemaVersion"`
-		Type   string            `json:"mediaType"`
-		Config json.RawMessage   `json:"config"`
-		Layers []json.RawMessage `json:"layers"`
+	describe := func(mediaType string, blob []byte) string {
+		at := send("POST", hub.URL+"/v2/"+repo+"/blobs/uploads/", nil, "", http.StatusAccepted)
+		send("PUT", at+"&digest="+url.QueryEscape(ociDigest(blob)), blob, "application/octet-stream", http.StatusCreated)
+		return fmt.Sprintf(`{"mediaType": %q, "digest": %q, "size": %d}`, mediaType, ociDigest(blob), len(blob))
 	}
-	if err := json.Unmarshal(own.body, &m); err != nil {
-		t.Fatal(err)
+	var described []string
+	for _, l := range layers {
+		described = append(described, describe("application/vnd.oci.image.layer.v1.tar", l))
 	}
-	for _, d := range []string{x.layer, x.none} {
-		m.Layers = append(m.Layers, fmt.Appendf(nil, `{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":%q,"size":%d}`, d, x.size))
+	const manifest = "application/vnd.oci.image.manifest.v1+json"
+	send("PUT", hub.URL+"/v2/"+repo+"/manifests/"+tag, fmt.Appendf(nil, `{"schemaVersion": 2, "mediaType": %q, "config": %s, "layers": [%s]}`,
+		manifest, describe("application/vnd.oci.image.config.v1+json", []byte("{}")), strings.Join(described, ", ")), manifest, http.StatusCreated)
+}
+
+// claimingPackument is of bob's package evil, whose versions 1.0.0 and 1.0.1 are by
+// their integrity acme's tarball and nobody's. The registry has neither of them.
+func claimingPackument(url string, tarballs ...[]byte) []byte {
+	var versions []string
+	for i, tarball := range tarballs {
+		sum := sha512.Sum512(tarball)
+		versions = append(versions, fmt.Sprintf(`"1.0.%[1]d": {"name": "@bob/evil", "version": "1.0.%[1]d", "dist": {"tarball": "%[2]s/@bob/evil/-/evil-1.0.%[1]d.tgz", "integrity": "sha512-%[3]s"}}`,
+			i, url, base64.StdEncoding.EncodeToString(sum[:])))
 	}
-	m.Type = "application/vnd.oci.image.manifest.v1+json"
-	text, err := json.Marshal(m)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &evil{rest, "/v2/own/evil/manifests/", ociDigest(text), text}
+	return []byte(`{"name": "@bob/evil", "dist-tags": {"latest": "1.0.0"}, "versions": {` + strings.Join(versions, ", ") + `}}`)
 }
 
 // robot adds a robot that is granted rights, and makes it a token.
@@ -203,9 +270,14 @@ func TestIsolation(t *testing.T) {
 	t.Run("bob", func(t *testing.T) {
 		conformance.TestIndistinguishableAt(t, x.Addr, bearerHeader(x.bob), x.secrets(t, x.bob, strangers))
 	})
-	t.Run("bob's own", func(t *testing.T) {
-		conformance.TestIndistinguishableAt(t, x.Addr, bearerHeader(x.bob), x.secrets(t, x.bob, own))
-	})
+	x.secrets(t, x.bob, own)
+	x.ask(t, x.bob, "/v2/"+bobsRegistry+"/own/many/manifests/1", 200)
+	t.Run("first answers", x.firstAnswers)
+	x.ask(t, x.bob, "/npm/@bob/evil", 200)
+	tarballs := [2][]string{{"/npm/@bob/evil/-/evil-1.0.0.tgz"}, {"/npm/@bob/evil/-/evil-1.0.1.tgz"}}
+	x.ask(t, x.bob, tarballs[0][0], 404)
+	x.ask(t, x.bob, tarballs[1][0], 404)
+	conformance.FirstAnswersAt(t, x.Addr, bearerHeader(x.bob), tarballs[0], tarballs[1]) // now the second
 	strangers, _ = x.foreign(http.StatusUnauthorized)
 	t.Run("anonymous", func(t *testing.T) {
 		conformance.TestIndistinguishableAt(t, x.Addr, bearerHeader(""), x.secrets(t, "", strangers))
@@ -225,4 +297,32 @@ func TestIsolation(t *testing.T) {
 		t.Errorf("acme gets something else, after %v", time.Since(begun))
 	}
 	x.ask(t, x.bob, "/v2/acme/zebra/blobs/"+x.layer, http.StatusForbidden)
+}
+
+// leastFirst is how probable the times of first answers must at least be, if there
+// is no difference: they cannot be had again.
+const leastFirst = 0.0001
+
+// firstAnswers has bob ask for many of acme's layers, and for as many of nobody's,
+// each once: by acme's repository, by one of his that is in the same registry, and
+// by one of which his own registry says that it has them.
+//
+// For what a repository claims its registry is asked: by HEAD for what is here, by
+// GET for what is to be fetched. So whoever has such a registry can tell, by its
+// own log and by the time; here only the answers must be the same.
+func (x *tenants) firstAnswers(t *testing.T) {
+	for name, claimed := range map[string]bool{"acme/zebra": false, "bob/app": false, bobsRegistry + "/own/many": true} {
+		t.Run(name, func(t *testing.T) {
+			var here, absent []string
+			for i := range x.manyHere {
+				here = append(here, "/v2/"+name+"/blobs/"+x.manyHere[i])
+				absent = append(absent, "/v2/"+name+"/blobs/"+x.manyAbsent[i])
+			}
+			found := conformance.FirstAnswersAt(t, x.Addr, bearerHeader(x.bob), here, absent)
+			t.Log(found)
+			if !claimed && !found.Alike(leastFirst) {
+				t.Error("the first answers tell them apart")
+			}
+		})
+	}
 }

@@ -40,14 +40,6 @@ const (
 	soakDiff  = 0.05
 )
 
-// timingSamples is how many to take: as in a test, or as WEIR_SOAK wants it.
-func timingSamples() int {
-	if os.Getenv("WEIR_SOAK") != "" {
-		return soakSamples
-	}
-	return quickSamples
-}
-
 // TestIndistinguishable checks that a client of handler with this User-Agent is
 // told the same of both of each of the secrets, by status, header, body and time.
 func TestIndistinguishable(t *testing.T, handler http.Handler, agent string, secrets []Secret) {
@@ -58,6 +50,52 @@ func TestIndistinguishable(t *testing.T, handler http.Handler, agent string, sec
 // address, and for a client that sends this header with each request.
 func TestIndistinguishableAt(t *testing.T, addr string, header http.Header, secrets []Secret) {
 	asker{addr, header, func() (net.Conn, error) { return net.Dial("tcp", addr) }}.indistinguishable(t, secrets)
+}
+
+// TimingSamples is how many requests of each kind are timed: as many as a test has
+// time for, or with WEIR_SOAK as are wanted.
+func TimingSamples() int {
+	if os.Getenv("WEIR_SOAK") != "" {
+		return soakSamples
+	}
+	return quickSamples
+}
+
+// FirstAnswersAt compares the first answers about what is here because of others
+// with the first about what is nowhere: what has been answered once may be
+// remembered. It fails the test if they differ in status, header or body; what the
+// times mean is the caller's to say. Each path is asked for once, by GET over one
+// connection, mixed; there must be as many absent as here, [TimingSamples] at
+// least, and all of one length.
+func FirstAnswersAt(t *testing.T, addr string, header http.Header, here, absent []string) Comparison {
+	t.Helper()
+	a := asker{addr, header, func() (net.Conn, error) { return net.Dial("tcp", addr) }}
+	conn, err := a.dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	in := bufio.NewReader(conn)
+	var times [2][]float64
+	var said string
+	order := rand.New(rand.NewPCG(1, uint64(len(here)))).Perm(2 * len(here))
+	for i, at := range order {
+		kind, paths := at%2, [2]string{here[at/2], absent[at/2]}
+		took, answer, err := a.question(t, http.MethodGet, paths[kind], paths[1-kind]).ask(conn, in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if said == "" {
+			said = answer
+		}
+		if answer != said {
+			t.Fatalf("two answers:\n%s\n%s", said, answer)
+		}
+		if i >= len(order)/20 { // the first warm up what is between
+			times[kind] = append(times[kind], float64(took.Nanoseconds())/1000)
+		}
+	}
+	return compared(times[0], times[1])
 }
 
 // An asker asks for secrets, always with one header.
@@ -84,37 +122,46 @@ func (a asker) indistinguishable(t *testing.T, secrets []Secret) {
 				t.Fatal("the requests differ in length")
 			}
 			for _, method := range []string{http.MethodGet, http.MethodHead} {
-				var found string
-				// What chance does once in a thousand tries it does not do twice.
-				for try := range 2 {
-					here, absent := a.time(t, method, secret, timingSamples())
-					if found = compare(here, absent); found == "" {
-						t.Logf("%s: medians %.1f and %.1f µs, p = %.2g", method, median(here), median(absent), mannWhitney(here, absent))
-						break
-					}
-					t.Logf("%s, try %d: %s", method, try, found)
+				found := compared(a.time(t, method, secret, TimingSamples()))
+				if !found.Alike(leastP) {
+					// What chance does once in a thousand tries it does not do twice.
+					t.Logf("%s, again: %v", method, found)
+					found = compared(a.time(t, method, secret, TimingSamples()))
 				}
-				if found != "" {
-					t.Errorf("%s tells them apart: %s", method, found)
+				if !found.Alike(leastP) {
+					t.Errorf("%s tells them apart: %v", method, found)
 				}
+				t.Logf("%s: %v", method, found)
 			}
 		})
 	}
 }
 
-// compare says what tells two lists of times apart, or "".
-func compare(a, b []float64) string {
-	p := mannWhitney(a, b)
-	ma, mb := median(a), median(b)
-	text := fmt.Sprintf("medians %.1f and %.1f µs, p = %.2g, of %d samples each", ma, mb, p, len(a))
+// A Comparison is of how long the answers to two kinds of requests took.
+type Comparison struct {
+	Here, Absent float64 // medians, in microseconds
+	// P is how probable so much of a difference is if there is none.
+	P       float64
+	Samples int // of each kind, or of that with fewer
+}
+
+func compared(here, absent []float64) Comparison {
+	return Comparison{median(here), median(absent), mannWhitney(here, absent), min(len(here), len(absent))}
+}
+
+// String implements fmt.Stringer.
+func (c Comparison) String() string {
+	return fmt.Sprintf("medians %.1f and %.1f µs, p = %.2g, of %d samples each", c.Here, c.Absent, c.P, c.Samples)
+}
+
+// Alike reports whether nothing tells the two apart but chance, which is wrong for
+// the part least of what is the same.
+func (c Comparison) Alike(least float64) bool {
 	limit := quickDiff
-	if len(a) >= soakSamples {
+	if c.Samples >= soakSamples*9/10 {
 		limit = soakDiff
 	}
-	if p < leastP || math.Abs(ma-mb) > limit*min(ma, mb) {
-		return text
-	}
-	return ""
+	return c.P >= least && math.Abs(c.Here-c.Absent) <= limit*min(c.Here, c.Absent)
 }
 
 // varies is what differs from one answer to the next, whatever is asked for.
@@ -276,10 +323,10 @@ func TimingNotices(t *testing.T, extra time.Duration) {
 		w.WriteHeader(http.StatusForbidden)
 	})
 	s := serveTracked(t, h, time.Minute)
-	here, absent := s.asker("x").time(t, http.MethodGet, Secret{Here: "/here", Absent: "/none"}, timingSamples())
-	if found := compare(here, absent); found == "" {
-		t.Errorf("%v more are not noticed: medians %.1f and %.1f µs", extra, median(here), median(absent))
+	here, absent := s.asker("x").time(t, http.MethodGet, Secret{Here: "/here", Absent: "/none"}, TimingSamples())
+	if found := compared(here, absent); found.Alike(leastP) {
+		t.Errorf("%v more are not noticed: %v", extra, found)
 	} else {
-		t.Logf("%v more: %s", extra, found)
+		t.Logf("%v more: %v", extra, found)
 	}
 }

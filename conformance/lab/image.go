@@ -133,11 +133,13 @@ func layer(t testing.TB, kind Kind, files Files) v1.Layer {
 func MakeBlobs(t testing.TB, blobs ...[]byte) v1.Image {
 	t.Helper()
 	img := mutate.MediaType(mutate.ConfigMediaType(empty.Image, types.OCIConfigJSON), types.OCIManifestSchema1)
-	for _, b := range blobs {
-		var err error
-		if img, err = mutate.AppendLayers(img, static.NewLayer(b, types.OCIUncompressedLayer)); err != nil {
-			t.Fatal(err)
-		}
+	layers := make([]v1.Layer, len(blobs))
+	for i, b := range blobs {
+		layers[i] = static.NewLayer(b, types.OCIUncompressedLayer)
+	}
+	img, err := mutate.AppendLayers(img, layers...)
+	if err != nil {
+		t.Fatal(err)
 	}
 	return img
 }
