@@ -53,6 +53,7 @@ soak: build ## run the concurrency and failure tests again and again
 	$(GO) test -race -count 10 -timeout 30m ./registry/... ./cachetiers/...
 	WEIR_SOAK=1 $(GO) test -v -timeout 30m -run '^(TestReplay|TestMillion)$$' ./cachetiers
 	WEIR_SOAK=1 $(GO) test -v -count 1 -timeout 10m -run '^TestStrangersLearnNothing$$' ./oci ./npm
+	WEIR_SOAK=1 $(GO) test -v -count 1 -timeout 20m -run '^(TestIsolation|TestOCIBearerEnds)$$' ./conformance
 	WEIR_SOAK=200 $(GO) test -count 1 -timeout 60m -run '^TestKill$$' -v ./cachetiers
 	WEIR_SOAK=200 $(GO) test -count 1 -timeout 60m -run '^(TestMetadataKill|TestUnreliable)$$' -v ./registry/names/...
 	WEIR_SOAK=200 $(GO) test -count 1 -timeout 30m -run '^TestKilled$$' -v ./registry/audit
