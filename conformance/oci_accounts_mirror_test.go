@@ -171,7 +171,7 @@ func TestOCIBearerEnds(t *testing.T) {
 	a.MustCommand("", "token", "revoke", opaque.ID)
 	pull("its token was revoked", byToken, "revoked")
 	a.MustCommand("another battery\n", "user", "password", "alice", "--password-stdin")
-	pull("the password was changed", byPassword, "the password has changed since")
+	pull("the password was changed", byPassword, "the password has changed")
 	last := bearer("alice", "another battery", scope)
 	a.MustCommand("", "user", "disable", "alice")
 	pull("the account was disabled", last, "this account is disabled")
