@@ -310,6 +310,12 @@ func TestLegacyLogin(t *testing.T) {
 	if a := put("alice", `{"password":"x"}`).is(t, 429); a.Header.Get("Retry-After") != "7" {
 		t.Errorf("%v", a.Header)
 	}
+	// Not 503, which npm tries again for a minute without a word.
+	p.Fail(&registry.Error{Kind: registry.ErrUnavailable, Public: "not just now"})
+	if a := put("alice", `{"password":"x"}`).is(t, 424); a.Header.Get("Retry-After") == "" || !strings.Contains(string(a.body), "not just now") || len(a.Header["Www-Authenticate"]) > 0 {
+		t.Errorf("%v %s", a.Header, a.body)
+	}
+	n.do("POST", "/npm/-/v1/login", []byte(`{}`)).is(t, 503) // a 4xx would make npm ask for a password instead
 	n.get("/npm/-/whoami").is(t, 401)
 	n.get("/npm/-/user/org.couchdb.user:alice").is(t, 405)
 }

@@ -55,6 +55,14 @@ type badLogin struct{ err error }
 func (e *badLogin) Error() string { return e.err.Error() }
 func (e *badLogin) Unwrap() error { return e.err }
 
+// notNow is ErrUnavailable for what a person waits for at a terminal. npm tries
+// again by itself after a 503, twice within seventy seconds, and shows nothing
+// meanwhile; a 424 it shows at once.
+type notNow struct{ err error }
+
+func (e *notNow) Error() string { return e.err.Error() }
+func (e *notNow) Unwrap() error { return e.err }
+
 // challenge is what goes with a 401. Of several challenges npm looks at the
 // first alone: for Bearer it says that the token seems to be invalid and that
 // "npm login" helps, which is the case, and for Basic that the password is
@@ -113,13 +121,15 @@ func fail(w http.ResponseWriter, err error) {
 		text = "Not found"
 	case errors.As(err, new(*badLogin)):
 		status = http.StatusUnauthorized
+	case errors.As(err, new(*notNow)):
+		status = http.StatusFailedDependency
 	case status == http.StatusUnauthorized:
 		challenge(h, text)
 	}
 	if body == nil {
 		body = append(quoted([]byte(`{"error":`), text), '}')
 	}
-	if status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests {
+	if status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests || status == http.StatusFailedDependency {
 		reply.SetRetryAfter(h, err, leastRetry)
 	}
 	if h.Get("Cache-Status") == "" {

@@ -88,6 +88,9 @@ type endpoint struct {
 	// unasked says that the gate is not asked who it is: a client that logs in
 	// sends its old token along, which may have expired.
 	unasked bool
+	// person says that somebody waits for the answer who is better told at once
+	// than by a client that tries again by itself.
+	person bool
 }
 
 // table has the endpoint of each route.
@@ -104,13 +107,13 @@ var table = map[route]endpoint{
 	routeAttestations: {allow: reads, answer: (*handler).attestations},
 	routeWhoami:       {allow: reads, answer: (*handler).whoami},
 
-	routeLegacyLogin: {allow: "PUT", answer: (*handler).legacyLogin, accounts: true, unasked: true},
+	routeLegacyLogin: {allow: "PUT", answer: (*handler).legacyLogin, accounts: true, unasked: true, person: true},
 	routeLogin:       {allow: posts, answer: (*handler).login, accounts: true, unasked: true},
 	routeLoginPage:   {allow: "GET, HEAD, POST", answer: (*handler).loginPage, accounts: true, unasked: true},
 	routeDone:        {allow: "GET", answer: (*handler).done, accounts: true, unasked: true},
-	routeLogout:      {allow: "DELETE", answer: (*handler).logout, accounts: true, unasked: true},
-	routeTokens:      {allow: "GET, HEAD, POST", answer: (*handler).tokens, accounts: true},
-	routeToken:       {allow: "DELETE", answer: (*handler).revoke, accounts: true},
+	routeLogout:      {allow: "DELETE", answer: (*handler).logout, accounts: true, unasked: true, person: true},
+	routeTokens:      {allow: "GET, HEAD, POST", answer: (*handler).tokens, accounts: true, person: true},
+	routeToken:       {allow: "DELETE", answer: (*handler).revoke, accounts: true, person: true},
 	routeProfile:     {allow: "GET, HEAD, POST", answer: (*handler).profile, accounts: true},
 	routeExchange:    {allow: posts, answer: (*handler).exchange, accounts: true, unasked: true},
 }
@@ -154,12 +157,17 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request) error {
 	}
 	if h.o.Gate != nil && !at.unasked {
 		// Once for a request: what follows goes by q.who.
-		if q.who, err = h.o.Gate.Who(r); err != nil {
-			return err
+		if q.who, err = h.o.Gate.Who(r); err == nil {
+			reply.Identified(w, q.who)
 		}
-		reply.Identified(w, q.who)
 	}
-	return at.answer(h, w, r, q)
+	if err == nil {
+		err = at.answer(h, w, r, q)
+	}
+	if at.person && registry.KindOf(err) == registry.ErrUnavailable {
+		return &notNow{err}
+	}
+	return err
 }
 
 // special reports whether a path is among those of the registry itself, where

@@ -1,6 +1,7 @@
 package npm_test
 
 import (
+	"net/http/httptest"
 	"net/url"
 	"regexp"
 	"strings"
@@ -46,8 +47,15 @@ func TestWebLogin(t *testing.T) {
 		t.Errorf("%v", a.Header)
 	}
 	a := n.get(page)
-	if text := string(a.body); a.StatusCode != 200 || !strings.Contains(text, "127.0.0.1") || !strings.Contains(text, "npm/11.0.0") || strings.Contains(text, "not this browser") {
+	if text := string(a.body); a.StatusCode != 200 || !strings.Contains(text, "127.0.0.1") || !strings.Contains(text, "npm/11.0.0") || strings.Contains(text, "another address") || !strings.Contains(text, n.url+"/npm/<") {
 		t.Errorf("%s %s", a.Status, text)
+	}
+	// From another address than the program's.
+	elsewhere, shown := httptest.NewRequest("GET", n.url+page, nil), httptest.NewRecorder()
+	elsewhere.RemoteAddr = "192.0.2.7:1"
+	n.npm.ServeHTTP(shown, elsewhere)
+	if text := shown.Body.String(); shown.Code != 200 || !strings.Contains(text, "at another address than this browser") || !strings.Contains(text, "127.0.0.1") {
+		t.Errorf("%d %s", shown.Code, text)
 	}
 	a = n.do("POST", page, form(page, `al"><script>`, "wrong"), browser(n)...)
 	if text := string(a.body); a.StatusCode != 403 || !strings.Contains(text, "Wrong name or password.") || strings.Contains(text, "<script") || strings.Contains(text, "wrong\"") {
@@ -114,7 +122,7 @@ func TestWebLoginFails(t *testing.T) {
 	}
 	n.do("HEAD", done, nil).is(t, 405)
 	n.get(done).is(t, 202)
-	// From another address than the program's.
+	// By another address than the node's own.
 	public := newNode(t, "http://127.0.0.1:1", func(_ *npm.Registry, c *npm.Config) {
 		c.PublicURL, c.Gate, c.Logins, c.Tokens, c.Identities = "https://packages.example", p, p, p, p.Identities()
 	})

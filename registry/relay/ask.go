@@ -145,7 +145,7 @@ func (c *Client) ask(ctx context.Context, verb string, q question) (reply, error
 		}
 	}
 	e := &registry.Error{Kind: registry.ErrUnavailable, Text: "ask the nodes behind about an account (" + verb + "): " + last.Error(),
-		Public: "the node that decides about accounts cannot be asked", After: askAgain}
+		Public: "the node that decides about accounts cannot be asked just now; try again in a moment", After: askAgain}
 	if !lost {
 		e.Err = errUndone
 	}
