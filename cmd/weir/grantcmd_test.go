@@ -13,7 +13,7 @@ func TestRightsThatMatchNothing(t *testing.T) {
 	c := &Config{OCI: OCIConfig{Upstreams: map[string]OCIUpstream{"docker.io": {}, "ghcr.io": {}}}, NPM: NPMConfig{Upstreams: map[string]NPMUpstream{"public": {}}}}
 	for right, says := range map[string]string{
 		"pull oci:docker.io/alpine": "docker.io/library/NAME", "pull oci:index.docker.io/library/alpine": "begin with docker.io/, ghcr.io/",
-		"pull npm:@acme%2fx": "no package", "pull npm:@acme": "no package", "pull ocl:*": "no protocol",
+		"pull npm:@acme%2fx": "no package", "pull npm:@acme": "no package",
 		"pull oci:docker.io/library/alpine": "", "pull oci:docker.io/al*": "", "pull oci:ghcr.io/app": "", "pull npm:@acme/x": "", "pull npm:@acme/*": "",
 		"pull npm:-": "", "admin *": "",
 	} {

@@ -81,7 +81,6 @@ type Authority struct {
 	database string
 	hasher   *hasher
 	guesses  *guesses
-	jwts     *guesses // for JWTs, by address alone
 	begins   *begins
 	used     uses
 
@@ -113,7 +112,7 @@ func Open(ctx context.Context, o Options) (*Authority, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	a := &Authority{o: o, store: store{o.Metadata}, hasher: newHasher(), guesses: newGuesses(), jwts: newGuesses(), begins: newBegins(), exchanges: map[string]int{}}
+	a := &Authority{o: o, store: store{o.Metadata}, hasher: newHasher(), guesses: newGuesses(), begins: newBegins(), exchanges: map[string]int{}}
 	if err := a.nameDatabase(ctx); err != nil {
 		return nil, err
 	}

@@ -181,17 +181,15 @@ func (g *Gate) beginName(p place, now time.Time) (end func(failed bool), after t
 	return func(failed bool) { g.accounts.end(f, g.c.Now(), failed) }, 0
 }
 
-// Exchange turns a JWT of a configured issuer into a token, as
-// registry.Logins does; wrong ones are counted with wrong passwords.
+// Exchange turns a JWT of a configured issuer into a token, as registry.Logins
+// does. Wrong ones are told so, however many: they cannot be guessed.
 func (g *Gate) Exchange(r *http.Request, jwt string) (registry.NewToken, error) {
 	if g == nil || g.c.Logins == nil {
 		return registry.NewToken{}, refused("this registry exchanges no tokens")
 	}
-	var t registry.NewToken
-	_, err := g.attempt(Addr(r), "", func() (registry.Principal, error) {
-		var err error
-		t, err = g.c.Logins.Exchange(r.Context(), jwt, Addr(r))
-		return registry.Principal{}, err
-	})
+	t, err := g.c.Logins.Exchange(r.Context(), jwt, Addr(r))
+	if registry.KindOf(err) == registry.ErrUnauthenticated {
+		g.c.Meter.Event("login refused", "jwt")
+	}
 	return t, err
 }
