@@ -65,7 +65,7 @@ var leaves = map[string][]string{
 	"google.golang.org/api":               {"registry/names/spanner", "cachetiers/origin/gcs"},
 	"github.com/Azure/":                   {},
 	"go.etcd.io/bbolt":                    {"registry/names"},
-	"github.com/hashicorp/go-memdb":       {"registry/entitle"},
+	"github.com/tidwall/btree":            {"registry/entitle"},
 	"github.com/coreos/go-oidc":           {"registry/oidc"},
 	"golang.org/x/crypto":                 {"registry/account"},
 	"github.com/failsafe-go/":             {"registry/outbound"},

@@ -3,8 +3,11 @@ package entitle
 import (
 	"bytes"
 	"context"
+	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"syscall"
 	"testing"
@@ -17,7 +20,7 @@ import (
 // in five teams, and a fifth of the grants is to teams. It has a token of each
 // account's, for "pull *".
 func crowd(n, accounts int) *view {
-	c := newView(nil).change()
+	c := newView(nil, 0).change()
 	m := records{}
 	put := func(rev uint64, key string, what any) { c.put(m.put(rev, key, what)); delete(m, key) }
 	put(1, keyDatabase, "db")
@@ -51,7 +54,7 @@ func crowd(n, accounts int) *view {
 
 // hermit is a view in which one account has n grants.
 func hermit(n int) *view {
-	c := newView(nil).change()
+	c := newView(nil, 0).change()
 	m := records{}
 	put := func(rev uint64, key string, what any) { c.put(m.put(rev, key, what)); delete(m, key) }
 	put(1, keyDatabase, "db")
@@ -92,6 +95,15 @@ func cpu() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
+// whole is the processor time of the process.
+func whole() time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		panic(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
 // timed runs f n times and gives its processor time.
 func timed(n int, f func(i int)) time.Duration {
 	runtime.LockOSThread()
@@ -108,13 +120,13 @@ func BenchmarkAdmit(b *testing.B) {
 	r := open(b, Options{MaxStaleness: time.Hour})
 	adopt(r, crowd(n, 10_000))
 	confirm(b, r, time.Now())
-	benchAdmit(b, r, 10_000)
+	benchAdmit(b, r, n, 10_000)
 	b.Run("WithDeltas", func(b *testing.B) {
 		stop := make(chan struct{})
 		done := make(chan int)
 		go func() { done <- deltas(r, n, stop) }()
 		began := time.Now()
-		benchAdmit(b, r, 10_000)
+		benchAdmit(b, r, n, 10_000)
 		close(stop)
 		b.Logf("%.0f deltas a second meanwhile", float64(<-done)/time.Since(began).Seconds())
 	})
@@ -126,7 +138,7 @@ func BenchmarkAdmit(b *testing.B) {
 	b.Run("Hermit", func(b *testing.B) {
 		adopt(r, hermit(n))
 		confirm(b, r, time.Now())
-		benchAdmit(b, r, 1)
+		benchAdmit(b, r, n, 1)
 	})
 }
 
@@ -139,63 +151,96 @@ func grantMore(r *Replica, n, i int) {
 	}
 }
 
-// deltas applies them until it is stopped, and counts them.
+// deltas applies some 10,000 a second until it is stopped, and counts them.
 func deltas(r *Replica, n int, stop chan struct{}) int {
-	for i := 0; ; i++ {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for began, i := time.Now(), 0; ; {
 		select {
 		case <-stop:
 			return i
-		default:
-			grantMore(r, n, i)
+		case <-tick.C:
+			for ; i < int(time.Since(began)/(100*time.Microsecond)); i++ {
+				grantMore(r, n, i)
+			}
 		}
 	}
 }
 
-// calls are of all accounts in turn: to what a grant of their own is about, the
-// same with a token, to what nothing is granted for, and to what is denied.
-func calls(accounts int) (hit, token, miss, deny []registry.Call) {
-	for i := range 4096 {
-		g := i * 7919 % accounts
-		if accounts > 1 && (g%5 == 4 || g%100 == 7) { // grant g is a team's, or a denial
+// calls are of so many of all accounts in turn, in no order: to what any of its
+// own grants is about, the same with a token, to what nothing is granted for, and
+// to what is denied.
+func calls(n, accounts, turns int) (hit, token, miss, deny []registry.Call) {
+	rnd := rand.New(rand.NewPCG(uint64(turns), 1))
+	list := rnd.Perm(accounts)[:min(turns, accounts)]
+	for i := range max(4096, turns) {
+		a := list[i%len(list)]
+		g := a + accounts*rnd.IntN(n/accounts)
+		if accounts > 1 && g%5 == 4 { // it is a team's, of which the account is one
 			g--
+			a--
 		}
-		c := named(name("u%d", g), name("account-uid-%08d", g), "pull", "oci", name("docker.io/acme-%d/app-%d/image/name", g%1000, g))
+		repo := name("docker.io/acme-%d/app-%d/image/name", g%1000, g)
+		if d := g/100*100 + 7; accounts > 100 { // what all accounts of this number have are denials
+			x := d % accounts
+			deny = append(deny, *named(name("u%d", x), name("account-uid-%08d", x), "push", "oci", name("docker.io/acme-%d/app-%d/denied", d%1000, d)))
+		}
+		if accounts > 1 && g%100 == 7 {
+			repo = name("docker.io/acme-%d/app-%d/image/name", (g-1)%1000, g-1)
+			a--
+		}
+		c := named(name("u%d", a), name("account-uid-%08d", a), "pull", "oci", repo)
 		hit = append(hit, *c)
-		c.Who.Token = name("k%d", g)
-		token = append(token, *c)
-		c.Name.Repo = "docker.io/nobody/has/this"
+		c.Name.Repo = name("docker.io/acme-%d/nobody-%d/has/this", g%1000, g)
 		miss = append(miss, *c)
-		if g = g/100*100 + 7; g < accounts {
-			deny = append(deny, *named(name("u%d", g), name("account-uid-%08d", g), "push", "oci", name("docker.io/acme-%d/app-%d/denied", g%1000, g)))
-		}
+		c.Name.Repo = repo
+		c.Who.Token = name("k%d", a)
+		token = append(token, *c)
 	}
 	return hit, token, miss, deny
 }
 
-func benchAdmit(b *testing.B, r *Replica, accounts int) {
-	hit, token, miss, deny := calls(accounts)
-	run := func(what string, list []registry.Call, want bool) {
-		b.Run(what, func(b *testing.B) {
-			for i := range list { // make the matchers
-				_ = r.Admit(context.Background(), &list[i])
+func benchAdmit(b *testing.B, r *Replica, n, accounts int) {
+	for _, turns := range []int{64, 4096, 10_000} {
+		if turns > max(accounts, 64) {
+			continue
+		}
+		hit, token, miss, deny := calls(n, accounts, turns)
+		of := name("of %d", min(turns, accounts))
+		benchCalls(b, "Hit "+of, r, hit, true)
+		if accounts > 1 {
+			benchCalls(b, "Token "+of, r, token, true)
+			benchCalls(b, "Deny "+of, r, deny, false)
+		}
+		benchCalls(b, "Miss "+of, r, miss, false)
+	}
+}
+
+// benchCalls makes the calls again and again. Besides the mean it gives the
+// processor time of the fastest round, which is what it takes when nobody else uses
+// up the caches, and of the middle one.
+func benchCalls(b *testing.B, what string, r *Replica, list []registry.Call, want bool) {
+	b.Run(what, func(b *testing.B) {
+		admit := func(i int) {
+			if err := r.Admit(context.Background(), &list[i]); (err == nil) != want {
+				b.Fatal(err, list[i])
 			}
-			b.ReportAllocs()
-			b.ResetTimer()
-			took := timed(b.N, func(i int) {
-				if err := r.Admit(context.Background(), &list[i%len(list)]); (err == nil) != want {
-					b.Fatal(err, list[i%len(list)])
-				}
-			})
-			b.ReportMetric(float64(took), "cpu-ns/op")
-		})
-	}
-	run("Hit", hit, true)
-	run("Few", hit[:64], true) // accounts in turn
-	if accounts > 1 {
-		run("Token", token, true)
-		run("Deny", deny, false)
-	}
-	run("Miss", miss, false)
+		}
+		for i := range list { // make the matchers
+			admit(i)
+		}
+		b.ReportAllocs()
+		b.ResetTimer()
+		var rounds []time.Duration
+		for left := b.N; left > 0; left -= len(list) {
+			if took := timed(min(left, len(list)), admit); left >= len(list) || rounds == nil {
+				rounds = append(rounds, took)
+			}
+		}
+		slices.Sort(rounds)
+		b.ReportMetric(float64(rounds[0]), "best-ns/op")
+		b.ReportMetric(float64(rounds[len(rounds)/2]), "median-ns/op")
+	})
 }
 
 func BenchmarkLoad(b *testing.B) {
@@ -206,21 +251,45 @@ func BenchmarkLoad(b *testing.B) {
 	v := crowd(n, 10_000)
 	runtime.GC()
 	runtime.ReadMemStats(&after)
-	b.Logf("%d bytes of memory for each grant", (after.HeapAlloc-before.HeapAlloc)/uint64(n))
+	each := float64(after.HeapAlloc-before.HeapAlloc) / float64(n)
 	var snapshot bytes.Buffer
 	if err := v.write(&snapshot); err != nil {
 		b.Fatal(err)
 	}
 	runtime.KeepAlive(v)
 	v = nil
-	b.SetBytes(int64(snapshot.Len()))
-	b.ResetTimer()
-	for b.Loop() {
+	file := filepath.Join(b.TempDir(), "entitlements")
+	kept := open(b, Options{File: file})
+	if err := kept.ReadSnapshot(bytes.NewReader(snapshot.Bytes())); err != nil {
+		b.Fatal(err)
+	}
+	if err := kept.Close(); err != nil {
+		b.Fatal(err)
+	}
+	kept = nil
+	load := func(what string, f func(b *testing.B) *Replica) {
+		b.Run(what, func(b *testing.B) {
+			b.SetBytes(int64(snapshot.Len()))
+			var took time.Duration
+			for b.Loop() {
+				began := whole()
+				if r := f(b); r.State().Records < n {
+					b.Fatal(r.State())
+				}
+				took += whole() - began
+			}
+			b.ReportMetric(took.Seconds()/float64(b.N), "cpu-s/op")
+			b.ReportMetric(each, "B/grant")
+		})
+	}
+	load("Snapshot", func(b *testing.B) *Replica {
 		r := open(b, Options{})
 		if err := r.ReadSnapshot(bytes.NewReader(snapshot.Bytes())); err != nil {
 			b.Fatal(err)
 		}
-	}
+		return r
+	})
+	load("File", func(b *testing.B) *Replica { return open(b, Options{File: file}) })
 }
 
 // TestBounds checks what the benchmarks show at a smaller size, with slack for a
@@ -236,10 +305,10 @@ func TestBounds(t *testing.T) {
 	confirm(t, r, time.Now())
 	runtime.GC()
 	runtime.ReadMemStats(&after)
-	if each := int64(after.HeapAlloc-before.HeapAlloc) / n; each > 3000 {
+	if each := int64(after.HeapAlloc-before.HeapAlloc) / n; each > 1200 {
 		t.Errorf("%d bytes of memory for each grant", each)
 	}
-	hit, token, _, _ := calls(accounts)
+	hit, token, _, _ := calls(n, accounts, accounts)
 	for what, list := range map[string][]registry.Call{"hit": hit, "token": token} {
 		for i := range list { // make the matchers
 			_ = r.Admit(context.Background(), &list[i])
@@ -264,12 +333,12 @@ func TestBounds(t *testing.T) {
 	}
 	adopt(r, hermit(n))
 	confirm(t, r, time.Now())
-	one, _, miss, _ := calls(1)
+	one, _, miss, _ := calls(n, 1, 1)
 	took = timed(50_000, func(i int) { _ = r.Admit(context.Background(), &one[i%len(one)]) })
 	if t.Log("hermit", took); took > 5*time.Microsecond {
 		t.Errorf("one account with all grants: a check takes %v", took)
 	}
-	if allocs := testing.AllocsPerRun(100, func() { _ = r.Admit(context.Background(), &miss[0]) }); allocs > 40 {
+	if allocs := testing.AllocsPerRun(100, func() { _ = r.Admit(context.Background(), &miss[0]) }); allocs > 2 {
 		t.Errorf("a refusal: %v allocations", allocs)
 	}
 }

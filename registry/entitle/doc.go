@@ -7,11 +7,12 @@
 // Its versions are sequence numbers of the database.
 //
 // A check ([Replica.Admit]) takes the newest version by one atomic load, and
-// nothing in a version ever changes: records are in a memdb, and what a check
-// looks at (accounts by name, tokens by ID, a trie of patterns for each account
-// and team) in maps and tries that share with the version before all that is the
-// same. So a change costs what it changes, however many others there are, and
-// no check waits for one.
+// nothing in a version ever changes: records are in a B-tree, and what a check
+// looks at (accounts by name, tokens by ID, grants by whom they are for and how
+// their patterns begin) in tables by hash; all of these share with the version
+// before what is the same. So a change costs what it changes, however many others
+// there are, and no check waits for one. What a check does wait for is memory that
+// is in no cache, so it looks at few places, and at few lines in each.
 //
 // The rules:
 //

@@ -80,7 +80,7 @@ func (r *Replica) openFile() error {
 	if err != nil {
 		return fmt.Errorf("read the entitlements kept here: %w", err)
 	}
-	c, m, err := r.file.load(f, newView(r.configured), r.limits)
+	c, m, err := r.file.load(f, r.configured, r.limits)
 	if err != nil {
 		_ = f.Close()
 		if registry.KindOf(err) == nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
@@ -106,9 +106,9 @@ func (f *file) tmp() string { return f.path + ".new" }
 // load reads the file, which it goes on to use if it is whole. What follows the
 // snapshot may end within a frame, or in zeros: so a kill and a power cut leave it.
 // Anything else that is wrong is an error.
-func (f *file) load(file *os.File, empty *view, l limits) (*change, mark, error) {
+func (f *file) load(file *os.File, configured []grant, l limits) (*change, mark, error) {
 	in := &counter{r: bufio.NewReaderSize(file, 1<<20)}
-	c, err := readSnapshot(in, empty, l, func(start) error { return nil })
+	c, err := readSnapshot(in, configured, l, func(start) error { return nil })
 	if err != nil {
 		return nil, mark{}, err
 	}
@@ -123,7 +123,6 @@ func (f *file) load(file *os.File, empty *view, l limits) (*change, mark, error)
 		if errors.Is(err, io.ErrUnexpectedEOF) || registry.KindOf(err) == registry.ErrCorrupt && blank(file, whole) {
 			// Appending goes on where the last whole frame ends.
 			if err := file.Truncate(whole); err != nil {
-				c.drop()
 				return nil, mark{}, err
 			}
 			break
@@ -132,13 +131,11 @@ func (f *file) load(file *os.File, empty *view, l limits) (*change, mark, error)
 			err = c.replay(content, &m, l)
 		}
 		if err != nil {
-			c.drop()
 			return nil, mark{}, err
 		}
 		whole = in.n
 	}
 	if _, err := file.Seek(whole, io.SeekStart); err != nil {
-		c.drop()
 		return nil, mark{}, err
 	}
 	f.f, f.size = file, whole

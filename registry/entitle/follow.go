@@ -220,13 +220,12 @@ func (r *Replica) become(have map[string]registry.Record, version uint64) error 
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	v := r.view.Load()
-	c := newView(r.configured).change()
+	c := newView(r.configured, len(have)).change()
 	for _, key := range slices.Sorted(maps.Keys(have)) {
 		c.put(have[key])
 	}
 	c.version = version
 	if err := r.limits.check(c.records, c.bytes); err != nil || c.database == "" {
-		c.drop()
 		return registry.Wrap(registry.ErrUnavailable, err, "read the metadata database")
 	}
 	r.report(c)
@@ -254,8 +253,8 @@ func difference(old, next *view) registry.Delta {
 	was := map[string]*record{}
 	old.each(func(r *record) bool { was[r.key] = r; return true })
 	next.each(func(r *record) bool {
-		if o := was[r.key]; o == nil || o.rev != r.rev || string(o.value) != string(r.value) {
-			d.Records = append(d.Records, registry.Record{Key: r.key, Value: r.value, Rev: r.rev})
+		if o := was[r.key]; o == nil || o.rev != r.rev || o.value != r.value {
+			d.Records = append(d.Records, registry.Record{Key: r.key, Value: []byte(r.value), Rev: r.rev})
 		}
 		delete(was, r.key)
 		return true

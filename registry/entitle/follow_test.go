@@ -297,9 +297,12 @@ func TestFollowGone(t *testing.T) {
 // feed makes one replica a copy of another by a snapshot.
 func feed(t *testing.T, to, from *Replica) {
 	t.Helper()
-	c := newView(nil).change()
+	c := newView(nil, 0).change()
 	v := from.view.Load()
-	v.each(func(r *record) bool { c.put(registry.Record{Key: r.key, Value: r.value, Rev: r.rev}); return true })
+	v.each(func(r *record) bool {
+		c.put(registry.Record{Key: r.key, Value: []byte(r.value), Rev: r.rev})
+		return true
+	})
 	c.version = v.version
 	adopt(to, c.commit())
 }

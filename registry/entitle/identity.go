@@ -31,14 +31,14 @@ func (r *Replica) Token(secret string, addr netip.Addr) (registry.Principal, err
 		return registry.Principal{}, r.unidentified(&p, bad)
 	}
 	if !from(tok.From, addr) {
-		return registry.Principal{}, elsewhere(tok.ID, addr)
+		return registry.Principal{}, misplaced(tok.ID, addr)
 	}
 	r.uses.note(tok.ID, now)
 	return p, nil
 }
 
-// elsewhere is the error for a token that is not used from where it may be.
-func elsewhere(id string, addr netip.Addr) error {
+// misplaced is the error for a token that is not used from where it may be.
+func misplaced(id string, addr netip.Addr) error {
 	e := registry.Errorf(registry.ErrUnauthenticated, "the token %q may not be used from %v", id, addr)
 	e.Public = "this token may not be used from the address that you come from, " + addr.Unmap().String()
 	return e
@@ -74,15 +74,15 @@ func (r *Replica) Current(p registry.Principal, addr netip.Addr) error {
 	case bad != admitted:
 		return r.unidentified(&p, bad)
 	case tok != nil && !from(tok.From, addr):
-		return elsewhere(tok.ID, addr)
+		return misplaced(tok.ID, addr)
 	}
 	return nil
 }
 
 // Account implements registry.Identities.
 func (r *Replica) Account(name string) (registry.Account, bool) {
-	a, ok := r.view.Load().accounts.get(name)
-	if !ok {
+	a := r.view.Load().account(name)
+	if a == nil {
 		return registry.Account{}, false
 	}
 	c := a.Account

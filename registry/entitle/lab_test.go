@@ -57,7 +57,7 @@ func base() records {
 
 // snapshot is the records as WriteSnapshot would write them.
 func (m records) snapshot(version uint64) []byte {
-	c := newView(nil).change()
+	c := newView(nil, 0).change()
 	for _, rec := range m {
 		c.put(rec)
 	}

@@ -3,7 +3,9 @@ package entitle
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"time"
+	"unicode/utf8"
 
 	"github.com/weir-registry/weir/registry"
 )
@@ -20,6 +22,7 @@ const (
 	outdated          // the password is another now
 	void              // the token is revoked, or never was
 	expired           // the token
+	elsewhere         // the token may not be used from that address
 	denied            // by a denial
 	ungranted         // by the lack of a grant
 	narrowed          // granted, but not what the token is for
@@ -46,18 +49,20 @@ func (v *view) decide(c *registry.Call, now int64) verdict {
 		return v.some(c, now)
 	}
 	d := verdict{until: never}
-	var rights *subject
-	var weak bool // a token that was made on a node's word
+	var tok *token
 	var own tally
 	if c.Who.Name != "" {
-		a, tok, bad := v.identify(&c.Who, now)
+		a, t, bad := v.identify(&c.Who, now)
+		if t != nil && len(t.From) > 0 && c.Addr.IsValid() && !from(t.From, c.Addr) {
+			bad = elsewhere
+		}
 		if bad != admitted {
 			return verdict{outcome: bad}
 		}
-		if tok != nil {
-			rights, d.until, weak = tok.rights, tok.until, tok.Via != ""
+		if tok = t; tok != nil {
+			d.until = tok.until
 		}
-		v.compiled(a).tally(&own, c, l)
+		v.tally(&own, v.compiled(a), c, l)
 	}
 	switch {
 	case now < own.deny:
@@ -65,25 +70,21 @@ func (v *view) decide(c *registry.Call, now int64) verdict {
 	case now < own.allow:
 		d.until = min(d.until, own.allow)
 	default:
-		var anyone tally
-		for _, s := range [...]*subject{v.anyone, v.configured} {
-			if s != nil {
-				s.tally(&anyone, c, l)
-			}
-		}
+		anyone := v.open(c, l)
 		if now < anyone.deny || now >= anyone.allow {
 			return verdict{outcome: ungranted}
 		}
 		d.until, d.anyone = min(d.until, anyone.allow), true
 	}
-	if rights != nil {
+	if tok != nil && tok.rights != nil {
 		var t tally
-		if rights.tally(&t, c, l); t.allow == 0 {
+		if t.list(tok.rights, c, l); t.allow == 0 {
 			return verdict{outcome: narrowed}
 		}
 	}
-	if weak && c.Name.Space == "" {
-		return verdict{outcome: narrowed} // no repository: it is to administer weir
+	if tok != nil && tok.Via != "" && c.Name.Space == "" {
+		// It was made on a node's word, and no repository is to administer weir.
+		return verdict{outcome: narrowed}
 	}
 	if c.Who.Only != nil && !only(c, l) {
 		return verdict{outcome: bounded}
@@ -91,10 +92,30 @@ func (v *view) decide(c *registry.Call, now int64) verdict {
 	return d
 }
 
+// open adds up what is granted to anonymous and matches c.
+func (v *view) open(c *registry.Call, level int8) tally {
+	var t tally
+	t.list(v.configured, c, level)
+	if v.anyone != nil {
+		v.tally(&t, v.anyone, c, level)
+	}
+	return t
+}
+
+// list adds up those of some grants that match c.
+func (t *tally) list(grants []grant, c *registry.Call, level int8) {
+	for i := range grants {
+		g := &grants[i]
+		if space := g.space.Value(); space == "" || space == c.Name.Space && g.matches(c.Name.Repo) {
+			t.add(g, level)
+		}
+	}
+}
+
 // identify finds the account of a named principal, and the token if it has one.
 func (v *view) identify(p *registry.Principal, now int64) (*member, *token, outcome) {
-	a, ok := v.accounts.get(p.Name)
-	if !ok || a.UID != p.UID {
+	a := v.account(p.Name)
+	if a == nil || a.UID != p.UID {
 		return nil, nil, gone
 	}
 	if a.Disabled {
@@ -106,8 +127,8 @@ func (v *view) identify(p *registry.Principal, now int64) (*member, *token, outc
 		}
 		return a, nil, admitted
 	}
-	tok, ok := v.tokens.get(p.Token)
-	if !ok || tok.UID != a.UID || tok.Owner != a.Name {
+	tok := v.token(p.Token)
+	if tok == nil || tok.UID != a.UID || tok.Owner != a.Name {
 		return nil, nil, void
 	}
 	if now >= tok.until {
@@ -117,7 +138,7 @@ func (v *view) identify(p *registry.Principal, now int64) (*member, *token, outc
 }
 
 // only reports whether c is within what its short-lived token is for.
-func only(c *registry.Call, l int) bool {
+func only(c *registry.Call, l int8) bool {
 	for i := range c.Who.Only {
 		o := &c.Who.Only[i]
 		if level(o.Action) >= l && o.Space == c.Name.Space && o.Repo == c.Name.Repo {
@@ -174,39 +195,88 @@ const (
 	afterStale   = 5 * time.Second
 )
 
-// refusal is what Admit answers.
-func (r *Replica) refusal(v *view, c *registry.Call, o outcome) error {
-	who := "anonymous clients"
-	if c.Who.Name != "" {
-		who = fmt.Sprintf("%.64q", c.Who.Name)
+// upTo is the beginning of a text from outside, of so many bytes at most.
+func upTo(s string, n int) string {
+	if len(s) <= n {
+		return s
 	}
-	what := fmt.Sprintf("%.20s %.20s:%.200s", c.Action, c.Name.Space, c.Name.Repo)
-	this := fmt.Sprintf("%.20s this", c.Action)
+	for n > 0 && !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return s[:n]
+}
+
+func appendWho(b []byte, c *registry.Call) []byte {
+	if c.Who.Name == "" {
+		return append(b, "anonymous clients"...)
+	}
+	return strconv.AppendQuote(b, upTo(c.Who.Name, 64))
+}
+
+func appendWhat(b []byte, c *registry.Call) []byte {
+	if c.Action == registry.Admin && c.Name.Space == "" {
+		return append(b, "administer this weir"...)
+	}
+	b = append(append(b, upTo(string(c.Action), 20)...), ' ')
+	if c.Some {
+		return append(append(b, "anything of "...), upTo(c.Name.Space, 20)...)
+	}
+	b = append(append(b, upTo(c.Name.Space, 20)...), ':')
+	return append(b, upTo(c.Name.Repo, 200)...)
+}
+
+func appendVersion(b []byte, v *view) []byte {
+	return append(strconv.AppendUint(append(b, "version "...), v.version, 10), ')')
+}
+
+func appendMayNot(b []byte, c *registry.Call) []byte {
+	b = append(appendWho(b, c), " may not "...)
 	switch {
 	case c.Some:
-		what = fmt.Sprintf("%.20s anything of %.20s", c.Action, c.Name.Space)
-		this = what + " here"
+		return append(appendWhat(b, c), " here"...)
 	case c.Action == registry.Admin && c.Name.Space == "":
-		what, this = "administer this weir", "administer this weir"
+		return appendWhat(b, c)
 	}
+	return append(append(b, upTo(string(c.Action), 20)...), " this"...)
+}
+
+// refusal is what Admit answers. What it says is made in one piece, with the
+// part for the client at the end, because clients that are refused ask again and
+// again.
+func (r *Replica) refusal(v *view, c *registry.Call, o outcome) error {
 	e := &registry.Error{Kind: registry.ErrDenied}
+	var room [512]byte
+	b := room[:0]
+	public := 0
 	switch o {
 	case denied:
-		e.Text = fmt.Sprintf("a denial keeps %s from %s (version %d)", who, what, v.version)
-		e.Public = fmt.Sprintf("%s may not %s", who, this)
+		b = appendWhat(append(appendWho(append(b, "a denial keeps "...), c), " from "...), c)
+		b = appendVersion(append(b, " ("...), v)
+		public = len(b)
+		b = appendMayNot(b, c)
 	case ungranted:
 		if c.Who.Name == "" {
 			e.Kind = registry.ErrUnauthenticated
 		}
-		e.Text = fmt.Sprintf("no grant lets %s %s (version %d)", who, what, v.version)
-		e.Public = fmt.Sprintf("%s may not %s", who, this)
+		b = appendWhat(append(appendWho(append(b, "no grant lets "...), c), ' '), c)
+		b = appendVersion(append(b, " ("...), v)
+		public = len(b)
+		b = appendMayNot(b, c)
 	case narrowed, bounded:
-		e.Text = fmt.Sprintf("%s may %s, but its token is not for that (token %.64q, version %d)", who, what, c.Who.Token, v.version)
-		e.Public = fmt.Sprintf("the token that was presented is for less than %s may do: it is not for this %.20s", who, c.Action)
+		b = appendWhat(append(appendWho(b, c), " may "...), c)
+		b = append(b, ", but its token is not for that (token "...)
+		b = appendVersion(append(strconv.AppendQuote(b, upTo(c.Who.Token, 64)), ", "...), v)
+		public = len(b)
+		b = append(b, "the token that was presented is for less than "...)
+		b = append(append(appendWho(b, c), " may do: it is not for this "...), upTo(string(c.Action), 20)...)
 		e.Err = registry.ErrScope
+	case elsewhere:
+		return misplaced(c.Who.Token, c.Addr)
 	default:
 		return r.unidentified(&c.Who, o)
 	}
+	text := string(b)
+	e.Text, e.Public = text[:public], text[public:]
 	return e
 }
 

@@ -150,6 +150,9 @@ func (w world) team() string { return w.one("T1", "T2", "T3") }
 
 func (w world) repo() string {
 	s := ""
+	if w.IntN(8) == 0 { // literals of about the length that is usual at most
+		s = strings.Repeat("a", literalUsual-2)
+	}
 	for range w.IntN(5) {
 		s += w.one("a", "b", "/", "ab")
 	}
@@ -330,6 +333,43 @@ func TestTokenAddresses(t *testing.T) {
 			if err != nil && registry.KindOf(err) != registry.ErrUnauthenticated {
 				t.Error(err)
 			}
+		}
+	}
+}
+
+// TestCallAddresses makes calls from where a token may be used and from elsewhere,
+// by a principal that has been identified before.
+func TestCallAddresses(t *testing.T) {
+	r := open(t, Options{})
+	m := base()
+	m.put(2, keyAccount+"ann", account("ann", "U1"))
+	m.put(2, keyGrant+"g", granting("g", "user:ann", "U1", "pull oci:*"))
+	_, bound := tokenOf("bound", "ann", "U1")
+	bound.From = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
+	m.put(2, keyToken+bound.ID, bound)
+	_, free := tokenOf("free", "ann", "U1")
+	m.put(2, keyToken+free.ID, free)
+	m.load(t, r, 2)
+	for _, c := range []struct {
+		token, addr string
+		want        bool
+	}{
+		{"bound", "10.1.2.3", true}, {"bound", "::ffff:10.1.2.3", true}, {"bound", "11.1.2.3", false}, {"bound", "fd00::1", false},
+		{"bound", "", true}, // who asks for a client does not always know
+		{"free", "11.1.2.3", true}, {"free", "", true}, {"", "11.1.2.3", true},
+	} {
+		q := named("ann", "U1", "pull", "oci", "a")
+		q.Who.Token = c.token
+		q.Who.Only = []registry.Right{{Action: registry.Pull, Space: "oci", Repo: "a"}}
+		if c.addr != "" {
+			q.Addr = netip.MustParseAddr(c.addr)
+		}
+		err := admits(r, q)
+		if c.want != (err == nil) {
+			t.Errorf("the token %q from %q: %v", c.token, c.addr, err)
+		}
+		if err != nil && (registry.KindOf(err) != registry.ErrUnauthenticated || !strings.Contains(registry.Public(err), "address")) {
+			t.Errorf("the token %q from %q: %v, for the client %q", c.token, c.addr, err, registry.Public(err))
 		}
 	}
 }

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
+	"unique"
 
 	"github.com/go-json-experiment/json"
 
@@ -29,27 +31,122 @@ const (
 // like all others, so that copies are the same everywhere; they have no effect.
 type record struct {
 	key   string
-	value []byte
+	value string // what what has of texts is in it
 	rev   uint64
-	what  any // *member, *registry.Team, *token, *grant, *registry.SigningKey, database, or nil
+	// what is a *member, *registry.Team, *token, *given, *registry.SigningKey,
+	// database, or nil. Grants, which are many, are taken out of it and read again
+	// when they go.
+	what any
 }
 
 type database string
 
-// A grant is one, read.
+// A grant is one, read. It has all that a check that finds it looks at, as a rule,
+// and is in the table itself, so that a check need not look elsewhere.
 type grant struct {
-	right Right
-	uid   string // whom it is for; "" is anonymous
-	until int64
-	level int8
-	deny  bool
+	who    *who
+	until  int64
+	space  unique.Handle[string] // of "" is every one
+	rare   *rare                 // nil: as a rule
+	length uint16                // of the literal: the pattern up to its first "*"
+	level  int8
+	deny   bool
+	open   bool               // the pattern goes on with "*"
+	head   [literalUsual]byte // the literal, if it is not longer
+}
+
+// A given is a grant with its pattern, "" for "ACTION *".
+type given struct {
+	grant
+	pattern string
+}
+
+// literalUsual makes a grant 80 bytes.
+const literalUsual = 43
+
+// A rare is what most grants do not have.
+type rare struct {
+	literal string   // if it is longer than usual
+	rest    *pattern // what the pattern goes on with, if it is not "*" alone
+}
+
+func newGrant(r Right) grant {
+	literal, rest, star := strings.Cut(r.Pattern, "*")
+	g := grant{space: unique.Make(r.Space), until: never, level: level(r.Action), length: uint16(len(literal)), open: star || r.Space == ""}
+	if copy(g.head[:], literal) < len(literal) {
+		g.head = [literalUsual]byte{}
+		g.rare = &rare{literal: literal}
+	}
+	if strings.Trim(rest, "*") != "" {
+		if g.rare == nil {
+			g.rare = &rare{}
+		}
+		p := compile("*" + rest)
+		g.rare.rest = &p
+	}
+	return g
+}
+
+func (g *grant) literal() string {
+	if g.length > literalUsual {
+		return g.rare.literal
+	}
+	return string(g.head[:g.length])
+}
+
+// pattern is that of the right, "*" for "ACTION *".
+func (g *grant) pattern() string {
+	switch {
+	case !g.open:
+		return g.literal()
+	case g.rare != nil && g.rare.rest != nil:
+		return g.literal() + strings.Join(g.rare.rest.parts, "*")
+	}
+	return g.literal() + "*"
+}
+
+// in reports whether it is about repositories of a space.
+func (g *grant) in(space string) bool { return g.space.Value() == "" || g.space.Value() == space }
+
+// matches reports whether a repository of the grant's space is one that it is
+// about.
+func (g *grant) matches(repo string) bool {
+	n := int(g.length)
+	switch {
+	case len(repo) < n || !g.open && len(repo) > n:
+		return false
+	case n <= literalUsual && string(g.head[:n]) != repo[:n]:
+		return false
+	case g.rare == nil:
+		return true
+	}
+	return (n <= literalUsual || g.rare.literal == repo[:n]) && (g.rare.rest == nil || g.rare.rest.matches(repo[n:]))
+}
+
+// like reports whether two grants are of one effect.
+func (g *grant) like(o *grant) bool {
+	a, b := *g, *o
+	a.rare, b.rare = nil, nil
+	if a != b || (g.rare == nil) != (o.rare == nil) {
+		return false
+	}
+	return g.rare == nil || g.rare.literal == o.rare.literal && (g.rare.rest == nil) == (o.rare.rest == nil) &&
+		(g.rare.rest == nil || slices.Equal(g.rare.rest.parts, o.rare.rest.parts))
+}
+
+// alias is s as a part of a text that is kept anyway, if it is one.
+func alias(s, in string) string {
+	if i := strings.Index(in, s); i >= 0 {
+		return in[i : i+len(s)]
+	}
+	return s
 }
 
 // A token is one, read.
 type token struct {
 	registry.Token
 	until  int64
-	rights *subject // nil: all that its owner may
+	rights []grant // nil: all that its owner may
 }
 
 // never is an until that does not come.
@@ -80,39 +177,44 @@ func checkRecord(rec *registry.Record) error {
 	return nil
 }
 
-// read makes a record. The error says why it has no effect; the record is
-// usable all the same.
-func read(key string, value []byte, rev uint64) (*record, error) {
+// read makes a record; raw is the value again. The error says why it has no
+// effect; the record is usable all the same.
+func read(key, value string, raw []byte, rev uint64) (*record, error) {
 	r := &record{key: key, value: value, rev: rev}
 	var err error
 	switch {
 	case key == keyDatabase:
 		var id string
-		if err = json.Unmarshal(value, &id); err == nil && id == "" {
+		if err = json.Unmarshal(raw, &id); err == nil && id == "" {
 			err = fmt.Errorf("it is empty")
 		}
 		r.what = database(id)
 	case strings.HasPrefix(key, keyAccount):
 		a := &member{}
-		err = decode(value, &a.Account)
+		err = decode(raw, &a.Account)
 		if err == nil && (a.Name != key[len(keyAccount):] || a.Name == "" || a.UID == "") {
 			err = fmt.Errorf("it is of %q with the UID %q", a.Name, a.UID)
 		}
+		a.Name, a.UID = alias(a.Name, key), alias(a.UID, value)
 		r.what = a
 	case strings.HasPrefix(key, keyTeam):
 		t := &registry.Team{}
-		err = decode(value, t)
+		err = decode(raw, t)
 		if err == nil && (t.Name != key[len(keyTeam):] || t.Name == "" || t.UID == "") {
 			err = fmt.Errorf("it is of %q with the UID %q", t.Name, t.UID)
 		}
 		r.what = t
 	case strings.HasPrefix(key, keyToken):
-		r.what, err = readToken(key[len(keyToken):], value)
+		r.what, err = readToken(key[len(keyToken):], raw)
 	case strings.HasPrefix(key, keyGrant):
-		r.what, err = readGrant(key[len(keyGrant):], value)
+		g, bad := readGrant(key[len(keyGrant):], raw)
+		if err = bad; err == nil {
+			g.pattern = alias(g.pattern, value)
+		}
+		r.what = g
 	case strings.HasPrefix(key, keySigning):
 		k := &registry.SigningKey{}
-		err = decode(value, k)
+		err = decode(raw, k)
 		if err == nil && (k.ID != key[len(keySigning):] || k.ID == "" || len(k.Secret) != 32) {
 			err = fmt.Errorf("its ID is %q, and its secret has %d bytes", k.ID, len(k.Secret))
 		}
@@ -152,23 +254,20 @@ func readToken(id string, value []byte) (*token, error) {
 	if t.Rights == nil {
 		return t, nil
 	}
-	e := &edit{}
+	t.rights = []grant{} // an empty list, which nobody writes, is for nothing
 	for _, text := range t.Rights {
 		right, err := ParseRight(text)
 		if err != nil {
 			return nil, err
 		}
-		t.rights = t.rights.with(e, &grant{right: right, until: never, level: int8(level(right.Action))})
-	}
-	if t.rights == nil { // an empty list, which nobody writes, is for nothing
-		t.rights = &subject{}
+		t.rights = append(t.rights, newGrant(right))
 	}
 	return t, nil
 }
 
-func readGrant(id string, value []byte) (*grant, error) {
+func readGrant(id string, raw []byte) (*given, error) {
 	var g registry.Grant
-	if err := decode(value, &g); err != nil {
+	if err := decode(raw, &g); err != nil {
 		return nil, err
 	}
 	// A grant whose UID was lost must not become one for everyone.
@@ -179,5 +278,7 @@ func readGrant(id string, value []byte) (*grant, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &grant{right: right, uid: g.UID, until: until(g.Expires), level: int8(level(right.Action)), deny: g.Deny}, nil
+	is := newGrant(right)
+	is.who, is.until, is.deny = &who{g.UID}, until(g.Expires), g.Deny
+	return &given{is, right.Pattern}, nil
 }

@@ -44,7 +44,7 @@ type Replica struct {
 	o          Options
 	limits     limits
 	base       time.Time // when it was opened; times since then do not follow a clock that is set
-	configured *subject
+	configured []grant
 
 	view    atomic.Pointer[view]
 	lease   atomic.Pointer[lease]
@@ -83,12 +83,11 @@ func Open(o Options) (*Replica, error) {
 	ctx, stop := context.WithCancel(context.Background())
 	r := &Replica{o: o, limits: defaultLimits, base: o.Now(), stop: stop, changed: make(chan struct{}), done: make(chan struct{})}
 	if o.Anonymous != nil {
-		e := &edit{}
 		for _, one := range o.Anonymous.list {
-			r.configured = r.configured.with(e, &grant{right: one.Right, until: never, level: int8(level(one.Action))})
+			r.configured = append(r.configured, newGrant(one.Right))
 		}
 	}
-	r.view.Store(newView(r.configured))
+	r.view.Store(newView(r.configured, 0))
 	r.watches.init()
 	if o.File != "" {
 		if err := r.openFile(); err != nil {
@@ -193,11 +192,9 @@ func (r *Replica) Apply(deltas []registry.Delta) error {
 	c := v.change()
 	c.affected = map[string]struct{}{}
 	if err := c.apply(deltas, r.limits); err != nil {
-		c.drop()
 		return err
 	}
 	if c.database != v.database {
-		c.drop()
 		return registry.Errorf(registry.ErrConflict, "the deltas lead from the database %q to %q", v.database, c.database)
 	}
 	r.report(c)
@@ -266,19 +263,26 @@ func (r *Replica) FullyOpen(space string) bool {
 	if v.database == "" || !r.o.Past.Anonymous && r.lapsed(now) {
 		return false
 	}
+	if s := v.subject(""); s != nil && s.denials > 0 {
+		return false
+	}
 	var t tally
-	for _, s := range []*subject{v.configured, v.anyone} {
-		if s == nil {
-			continue
+	all := newGrant(Right{Space: space, Pattern: "*"})
+	count := func(g *grant) {
+		if g.length == 0 && g.open && g.rare == nil && (g.space == all.space || g.space.Value() == "") {
+			t.add(g, 0)
 		}
-		if s.denials > 0 {
-			return false
-		}
-		if s.all != nil {
-			t.add(s.all, 0)
-		}
-		if i := s.find(space); i >= 0 && s.spaces[i].root.prefix != nil {
-			t.add(s.spaces[i].root.prefix, 0)
+	}
+	for i := range v.configured {
+		count(&v.configured[i])
+	}
+	for _, g := range []grant{all, newGrant(Right{})} {
+		g.who = &who{}
+		at := v.grants.at(tagOf(v.key(&g)))
+		for have := at.next(); have != nil; have = at.next() {
+			if have.who.uid == "" {
+				count(have)
+			}
 		}
 	}
 	return now.UnixNano() < t.allow

@@ -100,7 +100,7 @@ func Within(r Right, set []Right) bool {
 }
 
 // level orders the actions: what includes another is higher. -1: no action.
-func level(a registry.Action) int {
+func level(a registry.Action) int8 {
 	switch a {
 	case registry.Pull:
 		return 0

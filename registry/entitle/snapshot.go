@@ -1,51 +1,16 @@
 package entitle
 
 import (
+	"bytes"
 	"cmp"
 	"hash/maphash"
 	"slices"
+	"strings"
 
-	"github.com/hashicorp/go-memdb"
+	"github.com/tidwall/btree"
 
 	"github.com/weir-registry/weir/registry"
 )
-
-// The memdb has one table of all records. An index more costs as much memory as
-// all the rest of a grant, so what a check looks for is not in further indexes
-// but in the tables of a view; only tokens are found in it, by their hash.
-const (
-	recordTable = "record"
-	byKey       = "id"
-	byHash      = "hash"
-)
-
-func schema() *memdb.DBSchema {
-	return &memdb.DBSchema{Tables: map[string]*memdb.TableSchema{
-		recordTable: {Name: recordTable, Indexes: map[string]*memdb.IndexSchema{
-			byKey:  {Name: byKey, Unique: true, Indexer: keyIndex{}},
-			byHash: {Name: byHash, AllowMissing: true, Indexer: hashIndex{}},
-		}},
-	}}
-}
-
-type keyIndex struct{}
-
-func (keyIndex) FromArgs(args ...any) ([]byte, error) { return []byte(args[0].(string)), nil }
-
-func (keyIndex) FromObject(o any) (bool, []byte, error) { return true, []byte(o.(*record).key), nil }
-
-// hashIndex is not unique: should two tokens have one hash, the one whose key
-// comes first is found, on every node alike.
-type hashIndex struct{}
-
-func (hashIndex) FromArgs(args ...any) ([]byte, error) { return args[0].([]byte), nil }
-
-func (hashIndex) FromObject(o any) (bool, []byte, error) {
-	if t, ok := o.(*record).what.(*token); ok {
-		return true, t.Hash, nil
-	}
-	return false, nil, nil
-}
 
 // A view is one version of the entitlements. Nothing in it ever changes.
 type view struct {
@@ -54,57 +19,99 @@ type view struct {
 	records  int
 	bytes    int64 // of keys and values
 	hash     sum
-	db       *memdb.MemDB // nobody writes to this one but the change that makes the next view
-	accounts table[*member]
-	subjects table[*subject] // by UID; "" is anonymous
+	all      *btree.BTreeG[*record] // by key; nobody writes to this one
+	seed     maphash.Seed
+	accounts table[*member]  // by name
 	tokens   table[*token]   // by ID
+	secrets  table[*token]   // by hash
+	subjects table[*subject] // by UID; "" is anonymous
+	grants   table[grant]    // by whom they are for, space and literal
+	filter   *filter         // of what grants are found by
 	keys     []registry.SigningKey
-	// serial counts the changes; touched says which one was the last to touch the
-	// subjects of a slot, so that what was made of them is known to hold still.
+	// serial counts the changes; touched says which one was the last to change
+	// where the grants of a slot's subjects are looked for.
 	serial  uint64
 	touched *[slots]uint64
-	anyone  *subject // the subject "", nil if there is none
+	anyone  *matcher // of the subject "", nil if there is none
 	// configured is what the node's own configuration grants to anonymous.
-	configured *subject
+	configured []grant
 }
 
-func newView(configured *subject) *view {
-	db, err := memdb.NewMemDB(schema())
-	if err != nil {
-		panic(err) // the schema is a constant
-	}
-	seed := maphash.MakeSeed()
+// newView is empty, with room for so many records.
+func newView(configured []grant, records int) *view {
 	return &view{
-		// A snapshot of a memdb can be written to, and wakes nobody who watches.
-		db:         db.Snapshot(),
-		accounts:   table[*member]{seed: seed},
-		subjects:   table[*subject]{seed: seed},
-		tokens:     table[*token]{seed: seed},
+		all: btree.NewBTreeGOptions(func(a, b *record) bool { return a.key < b.key },
+			btree.Options{NoLocks: true}),
+		seed:       maphash.MakeSeed(),
+		filter:     newFilter(records),
 		touched:    new([slots]uint64),
 		configured: configured,
 	}
 }
 
-// each gives the records in the order of their keys, until f says no.
-func (v *view) each(f func(*record) bool) {
-	it, err := v.db.Txn(false).Get(recordTable, byKey)
-	if err != nil {
-		panic(err) // there is such a table and such an index
-	}
-	for o := it.Next(); o != nil; o = it.Next() {
-		if !f(o.(*record)) {
-			return
-		}
-	}
+// salt is the hash of a text that is looked up, for this copy.
+func (v *view) salt(s string) uint64 { return maphash.String(v.seed, s) }
+
+// tagOf is what a table knows of a hash.
+func tagOf(hash uint64) uint32 { return uint32(hash >> 32) }
+
+func (v *view) tag(s string) uint32 { return tagOf(v.salt(s)) }
+
+// key is what a grant is found by, as [view.probe] makes it.
+func (v *view) key(g *grant) uint64 {
+	p := prefixes{s: g.literal(), state: v.salt(g.space.Value())}
+	return fold(p.hash(int(g.length))^v.salt(g.who.uid), fold3)
 }
 
-// tokenByHash finds a token.
-func (v *view) tokenByHash(hash []byte) *token {
-	o, err := v.db.Txn(false).First(recordTable, byHash, hash)
-	if err != nil || o == nil {
-		return nil
+// account finds one by its name; nil if there is none.
+func (v *view) account(name string) *member {
+	at := v.accounts.at(v.tag(name))
+	for a := at.next(); a != nil; a = at.next() {
+		if (*a).Name == name {
+			return *a
+		}
 	}
-	return o.(*record).what.(*token)
+	return nil
+}
+
+// token finds one by its ID; nil if there is none.
+func (v *view) token(id string) *token {
+	at := v.tokens.at(v.tag(id))
+	for t := at.next(); t != nil; t = at.next() {
+		if (*t).ID == id {
+			return *t
+		}
+	}
+	return nil
+}
+
+// subject finds one by its UID; nil if there is none.
+func (v *view) subject(uid string) *subject {
+	at := v.subjects.at(v.tag(uid))
+	for s := at.next(); s != nil; s = at.next() {
+		if (*s).who.uid == uid {
+			return *s
+		}
+	}
+	return nil
+}
+
+// each gives the records in the order of their keys, until f says no.
+func (v *view) each(f func(*record) bool) {
+	v.all.Scan(f)
+}
+
+// tokenByHash finds a token. Should two have one hash it is the one whose ID
+// comes first, on every node alike.
+func (v *view) tokenByHash(hash []byte) *token {
+	var found *token
+	at := v.secrets.at(v.tag(string(hash)))
+	for t := at.next(); t != nil; t = at.next() {
+		if bytes.Equal((*t).Hash, hash) && (found == nil || (*t).ID < found.ID) {
+			found = *t
+		}
+	}
+	return found
 }
 
 // A change makes a view from another one. It is used by one goroutine; a change
@@ -112,7 +119,6 @@ func (v *view) tokenByHash(hash []byte) *token {
 type change struct {
 	view
 	edit     *edit
-	txn      *memdb.Txn
 	copied   bool                // touched is the change's own
 	affected map[string]struct{} // the UIDs for which anything is different; nil: nobody asks
 	unread   []error             // why records have no effect; the first few
@@ -122,20 +128,20 @@ type change struct {
 func (v *view) change() *change {
 	c := &change{view: *v, edit: &edit{}}
 	c.serial++
-	c.db = v.db.Snapshot()
-	c.txn = c.db.Txn(true)
+	c.all = v.all.IsoCopy()
 	return c
 }
 
 // commit gives the view. The change must not be used any more.
 func (c *change) commit() *view {
-	c.txn.Commit()
 	v := c.view
-	v.anyone, _ = v.subjects.get("")
+	if v.anyone == nil || !v.anyone.holds(&v) {
+		if v.anyone = nil; v.subject("") != nil {
+			v.anyone = v.match("", nil)
+		}
+	}
 	return &v
 }
-
-func (c *change) drop() { c.txn.Abort() }
 
 // put replaces what is under a key; an empty value removes it.
 func (c *change) put(rec registry.Record) {
@@ -144,7 +150,8 @@ func (c *change) put(rec registry.Record) {
 		return
 	}
 	c.remove(rec.Key)
-	r, err := read(rec.Key, rec.Value, rec.Rev)
+	text := rec.Key + string(rec.Value)
+	r, err := read(text[:len(rec.Key)], text[len(rec.Key):], rec.Value, rec.Rev)
 	c.insert(r, err, digest(rec.Key, rec.Value, rec.Rev))
 }
 
@@ -156,65 +163,65 @@ func (c *change) insert(r *record, err error, hash sum) {
 			c.unread = append(c.unread, err)
 		}
 	}
-	if err := c.txn.Insert(recordTable, r); err != nil {
-		panic(err) // the indexers never fail
-	}
+	c.all.Set(r)
 	c.records++
 	c.bytes += int64(len(r.key) + len(r.value))
 	c.hash.add(hash)
-	c.effect(r, true)
+	c.effect(r.what, true)
+	if _, ok := r.what.(*given); ok {
+		r.what = nil
+	}
 }
 
 func (c *change) remove(key string) {
-	o, err := c.txn.First(recordTable, byKey, key)
-	if err != nil || o == nil {
+	r, ok := c.all.Delete(&record{key: key})
+	if !ok {
 		return
-	}
-	r := o.(*record)
-	if err := c.txn.Delete(recordTable, r); err != nil {
-		panic(err) // it has just been found
 	}
 	c.records--
 	c.bytes -= int64(len(r.key) + len(r.value))
-	c.hash.sub(digest(r.key, r.value, r.rev))
-	c.effect(r, false)
+	c.hash.sub(digest(r.key, []byte(r.value), r.rev))
+	what := r.what
+	if strings.HasPrefix(r.key, keyGrant) {
+		if g, err := readGrant(r.key[len(keyGrant):], []byte(r.value)); err == nil {
+			what = g
+		}
+	}
+	c.effect(what, false)
 }
 
-// effect brings what checks look at in line with a record that has come or gone.
-func (c *change) effect(r *record, come bool) {
-	switch w := r.what.(type) {
+// effect brings what checks look at in line with what has come or gone.
+func (c *change) effect(what any, come bool) {
+	switch w := what.(type) {
 	case database:
 		if c.database = ""; come {
 			c.database = string(w)
 		}
 	case *member:
 		if c.affect(w.UID); come {
-			c.accounts = c.accounts.set(c.edit, w.Name, w)
+			c.accounts = c.accounts.add(c.edit, c.tag(w.Name), w)
 		} else {
-			c.accounts = c.accounts.remove(c.edit, w.Name)
+			c.accounts = c.accounts.remove(c.edit, c.tag(w.Name), is(w))
 		}
 	case *registry.Team:
-		c.regard(w.UID, func(s *subject) *subject {
-			if s = s.clone(); come {
+		c.regard(w.UID, func(s *subject) bool {
+			if come {
 				s.teams++
 			} else {
 				s.teams--
 			}
-			return s
+			return true
 		})
 	case *token:
 		if c.affect(w.UID); come {
-			c.tokens = c.tokens.set(c.edit, w.ID, w)
+			c.tokens = c.tokens.add(c.edit, c.tag(w.ID), w)
+			c.secrets = c.secrets.add(c.edit, c.tag(string(w.Hash)), w)
 		} else {
-			c.tokens = c.tokens.remove(c.edit, w.ID)
+			c.tokens = c.tokens.remove(c.edit, c.tag(w.ID), is(w))
+			c.secrets = c.secrets.remove(c.edit, c.tag(string(w.Hash)), is(w))
 		}
-	case *grant:
-		c.regard(w.uid, func(s *subject) *subject {
-			if come {
-				return s.with(c.edit, w)
-			}
-			return s.without(c.edit, w)
-		})
+	case *given:
+		c.regrant(&w.grant, w.pattern, come)
 	case *registry.SigningKey:
 		c.keys = slices.DeleteFunc(slices.Clone(c.keys), func(k registry.SigningKey) bool { return k.ID == w.ID })
 		if come {
@@ -226,20 +233,61 @@ func (c *change) effect(r *record, come bool) {
 	}
 }
 
-// regard changes the subject with a UID.
-func (c *change) regard(uid string, f func(*subject) *subject) {
+// regrant has a grant of a pattern come or go.
+func (c *change) regrant(g *grant, pattern string, come bool) {
+	key := c.key(g)
+	by := -1
+	if come {
+		by = 1
+		if c.filter.room <= 0 {
+			c.refilter()
+		}
+		c.filter.add(key)
+	}
+	c.regard(g.who.uid, func(s *subject) bool {
+		if g.who = s.who; come {
+			c.grants = c.grants.add(c.edit, tagOf(key), *g)
+		} else {
+			c.grants = c.grants.remove(c.edit, tagOf(key), g.like)
+		}
+		return s.count(g, pattern, by)
+	})
+}
+
+// refilter makes a filter with room again, for the grants that there are now.
+func (c *change) refilter() {
+	n := 0
+	c.grants.each(func(grant) { n++ })
+	c.filter = newFilter(n)
+	c.grants.each(func(g grant) { c.filter.add(c.key(&g)) })
+}
+
+// regard changes the subject with a UID; f reports whether its grants are to be
+// looked for elsewhere now.
+func (c *change) regard(uid string, f func(*subject) bool) {
 	c.affect(uid)
+	was := c.subject(uid)
+	s := was.own(c.edit, uid)
+	// When it is gone another one may come, whose grants have another who.
+	if f(s) || s.empty() {
+		c.touch(uid)
+	}
+	if was != s || s.empty() {
+		if was != nil {
+			c.subjects = c.subjects.remove(c.edit, c.tag(uid), is(was))
+		}
+		if !s.empty() {
+			c.subjects = c.subjects.add(c.edit, c.tag(uid), s)
+		}
+	}
+}
+
+func (c *change) touch(uid string) {
 	if !c.copied {
 		touched := *c.touched
 		c.touched, c.copied = &touched, true
 	}
 	c.touched[c.slot(uid)] = c.serial
-	s, _ := c.subjects.get(uid)
-	if s = f(s); s.empty() {
-		c.subjects = c.subjects.remove(c.edit, uid)
-	} else {
-		c.subjects = c.subjects.set(c.edit, uid, s)
-	}
 }
 
 func (c *change) affect(uid string) {

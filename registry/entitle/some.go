@@ -67,39 +67,41 @@ func (s *search) decide(pattern string) verdict {
 // rights looks within each of the token's rights, or everywhere if it has none.
 func (s *search) rights() {
 	who := &s.call.Who
-	var mine []*subject
+	mine := []*subject{s.v.subject("")}
 	if who.Name != "" {
 		a, tok, bad := s.v.identify(who, s.now)
 		if bad != admitted {
 			return
 		}
 		for _, uid := range append([]string{a.UID}, a.Teams...) {
-			if sub, ok := s.v.subjects.get(uid); ok && (uid == a.UID || sub.teams > 0) {
+			if sub := s.v.subject(uid); sub != nil && (uid == a.UID || sub.teams > 0) {
 				mine = append(mine, sub)
 			}
 		}
-		mine = append(mine, s.v.anyone, s.v.configured)
 		if tok != nil && tok.rights != nil {
-			tok.rights.each(s.call.Name.Space, "*", func(right string) bool { return s.within(right, mine) }, nil)
+			for i := range tok.rights {
+				if g := &tok.rights[i]; g.in(s.call.Name.Space) && s.within(g.pattern(), mine) {
+					return
+				}
+			}
 			return
 		}
-	} else {
-		mine = append(mine, s.v.anyone, s.v.configured)
 	}
 	s.within("*", mine)
 }
 
-// within looks for a name that a right and a grant to one of some subjects have
-// in common, and reports whether there is one.
+// within looks for a name that a right and a grant to one of some subjects, or
+// of the configuration, have in common, and reports whether there is one.
 func (s *search) within(right string, mine []*subject) bool {
-	for _, sub := range mine {
-		if sub == nil {
-			continue
+	take := func(granted string) bool { return s.decide(overlap(granted, right)).outcome == admitted }
+	skip := func(literal string) bool { return s.decide(literal+"*").outcome == denied }
+	for i := range s.v.configured {
+		if g := &s.v.configured[i]; g.in(s.call.Name.Space) && take(g.pattern()) {
+			return true
 		}
-		sub.each(s.call.Name.Space, right,
-			func(granted string) bool { return s.decide(overlap(granted, right)).outcome == admitted },
-			func(literal string) bool { return s.decide(literal+"*").outcome == denied })
-		if s.found.outcome == admitted {
+	}
+	for _, sub := range mine {
+		if sub != nil && sub.each(s.call.Name.Space, right, take, skip) {
 			return true
 		}
 	}
@@ -128,39 +130,81 @@ func overlap(a, b string) string {
 }
 
 // each calls take with the patterns of what is allowed in a space, of those that
-// can have a name in common with another pattern, until it says that it is enough.
-// skip says of a literal beginning that what goes on from it is of no interest;
-// nil: all is.
-func (s *subject) each(space, other string, take, skip func(string) bool) {
-	if s.all != nil && s.all.allow[0] > 0 && take("*") {
-		return
-	}
-	if i := s.find(space); i >= 0 {
-		literal, _, _ := strings.Cut(other, "*")
-		s.spaces[i].root.each("", literal, take, skip)
-	}
-}
-
-// each is the subject's, for the trie that begins with the literal at and goes on
-// with n; rest is what is left of the other pattern's literal. It reports whether it is
-// enough.
-func (n *node) each(at, rest string, take, skip func(string) bool) bool {
-	for _, r := range append([]*rule{n.exact, n.prefix}, n.more...) {
-		if r != nil && r.allow[0] > 0 && take(r.grants[0].right.Pattern) {
-			return true
-		}
-	}
-	if len(n.kids) == 0 || skip != nil && at != "" && skip(at) {
-		return false
-	}
-	for _, kid := range n.kids {
-		p := common(kid.label, rest)
-		if p < len(kid.label) && p < len(rest) {
-			continue
-		}
-		if kid.each(at+kid.label, rest[p:], take, skip) {
-			return true
+// can have a name in common with another pattern, until it says that it is enough,
+// which each reports. skip says of a literal beginning that what goes on from it is
+// of no interest.
+func (s *subject) each(space, other string, take, skip func(string) bool) bool {
+	literal, _, _ := strings.Cut(other, "*")
+	for i := range s.spaces {
+		switch sp := &s.spaces[i]; sp.space.Value() {
+		case "":
+			if sp.allowed.Len() > 0 && take("*") {
+				return true
+			}
+		case space:
+			if sp.each("", literal, take, skip) {
+				return true
+			}
 		}
 	}
 	return false
+}
+
+// each is the subject's, for the patterns that begin with at, where rest is what is
+// left of the other pattern's literal. It walks the patterns as if they were a trie:
+// from what all of them begin with to each way to go on.
+func (r *reach) each(at, rest string, take, skip func(string) bool) bool {
+	var first, last string
+	r.allowed.Ascend(allowed{pattern: at}, func(a allowed) bool { first = a.pattern; return false })
+	r.allowed.Descend(allowed{pattern: at + beyond}, func(a allowed) bool { last = a.pattern; return false })
+	if first == "" || !strings.HasPrefix(first, at) {
+		return false
+	}
+	all, _, _ := strings.Cut(first[:common(first, last)], "*")
+	p := common(all[len(at):], rest)
+	if p < len(all)-len(at) && p < len(rest) {
+		return false
+	}
+	rest = rest[p:]
+	enough := false
+	next := all // where to go on, after what goes on nowhere
+	r.allowed.Ascend(allowed{pattern: all}, func(a allowed) bool {
+		if a.pattern != all && !strings.HasPrefix(a.pattern, all+"*") {
+			return false
+		}
+		enough = take(a.pattern)
+		return !enough
+	})
+	if enough || last == all || all != "" && skip(all) {
+		return enough
+	}
+	for {
+		kid := ""
+		r.allowed.Ascend(allowed{pattern: next}, func(a allowed) bool {
+			kid = a.pattern
+			return kid == all
+		})
+		if len(kid) <= len(all) || !strings.HasPrefix(kid, all) {
+			return false
+		}
+		kid = kid[:len(all)+1]
+		b := kid[len(all):]
+		if b != "*" && (rest == "" || rest[:1] == b) && r.each(kid, rest[min(1, len(rest)):], take, skip) {
+			return true
+		}
+		next = kid + beyond
+	}
+}
+
+// beyond is behind everything that a pattern, being UTF-8, can go on with.
+const beyond = "\xff"
+
+func common(a, b string) int {
+	n := min(len(a), len(b))
+	for i := range n {
+		if a[i] != b[i] {
+			return i
+		}
+	}
+	return n
 }

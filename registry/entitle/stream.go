@@ -28,6 +28,9 @@ const (
 	frameMark   = 'C'
 
 	frameHead = 12
+	// trusted is for how many records at most there is room made before they have
+	// come.
+	trusted = 4 << 20
 	// fullFrame is when a frame of records is sent; one record more may be
 	// in it.
 	fullFrame = 64 << 10
@@ -99,7 +102,7 @@ func readFrame(r io.Reader, limit int) ([]byte, error) {
 	return content, nil
 }
 
-func appendRecord(b []byte, key string, value []byte, rev uint64) []byte {
+func appendRecord[T []byte | string](b []byte, key string, value T, rev uint64) []byte {
 	b = binary.AppendUvarint(b, rev)
 	b = binary.AppendUvarint(b, uint64(len(key)))
 	b = append(b, key...)
@@ -193,14 +196,13 @@ func (v *view) write(to io.Writer) error {
 // checksums; ErrTooLarge; ErrConflict if the snapshot is of another database than
 // the copy, or older than it; ErrUnavailable if rd fails.
 func (r *Replica) ReadSnapshot(rd io.Reader) error {
-	c, err := readSnapshot(rd, newView(r.configured), r.limits, r.fits)
+	c, err := readSnapshot(rd, r.configured, r.limits, r.fits)
 	if err != nil {
 		return registry.Wrap(registry.ErrUnavailable, err, "read a snapshot of the entitlements")
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err := r.fits(start{Database: c.database, Version: c.version}); err != nil {
-		c.drop()
 		return err
 	}
 	r.report(c)
@@ -227,7 +229,6 @@ func (r *Replica) fits(s start) error {
 type batch struct {
 	content []byte
 	err     error // why there are no more
-	raw     []registry.Record
 	read    []*record
 	bad     []error // for each record, why it has no effect
 	hashes  []sum
@@ -239,21 +240,27 @@ type batch struct {
 func (b *batch) parse() {
 	defer close(b.ready)
 	p := parser{b: b.content[1:]}
+	all := string(b.content) // what is kept of all its records
 	for len(p.b) > 0 && b.err == nil {
-		rec := p.record()
+		rec := registry.Record{Rev: p.number()}
+		n := len(p.bytes())
+		end := len(all) - len(p.b)
+		rec.Key = all[end-n : end]
+		rec.Value = p.bytes()
 		if b.err = checkRecord(&rec); b.err != nil || p.bad || len(rec.Value) == 0 {
 			b.err = registry.Errorf(registry.ErrCorrupt, "a frame of records makes no sense")
 			return
 		}
-		r, bad := read(rec.Key, rec.Value, rec.Rev)
-		b.raw, b.read, b.bad = append(b.raw, rec), append(b.read, r), append(b.bad, bad)
+		end = len(all) - len(p.b)
+		r, bad := read(rec.Key, all[end-len(rec.Value):end], rec.Value, rec.Rev)
+		b.read, b.bad = append(b.read, r), append(b.bad, bad)
 		b.hashes = append(b.hashes, digest(rec.Key, rec.Value, rec.Rev))
 	}
 }
 
 // readSnapshot reads one into an empty view. accept is asked as soon as it is
 // known what the snapshot is of.
-func readSnapshot(rd io.Reader, empty *view, l limits, accept func(start) error) (*change, error) {
+func readSnapshot(rd io.Reader, configured []grant, l limits, accept func(start) error) (*change, error) {
 	var line [len(magic)]byte
 	if _, err := io.ReadFull(rd, line[:]); err != nil {
 		return nil, err
@@ -275,16 +282,14 @@ func readSnapshot(rd io.Reader, empty *view, l limits, accept func(start) error)
 	if err := accept(s); err != nil {
 		return nil, err
 	}
-	c := empty.change()
+	c := newView(configured, min(s.Records, trusted)).change()
 	next, stop := batches(rd)
 	defer stop()
 	if err := c.fill(next, l); err != nil {
-		c.drop()
 		return nil, err
 	}
 	c.version = s.Version
 	if c.records != s.Records || c.hash.String() != s.Hash || c.database != s.Database {
-		c.drop()
 		return nil, registry.Errorf(registry.ErrCorrupt, "it has %d records of the database %q with the hash %v, and says %d of %.80q with %.64s",
 			c.records, c.database, c.hash, s.Records, s.Database, s.Hash)
 	}

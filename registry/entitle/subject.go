@@ -2,105 +2,95 @@ package entitle
 
 import (
 	"slices"
-	"sync/atomic"
 	"unique"
 
-	"github.com/weir-registry/weir/registry"
+	"github.com/tidwall/btree"
 )
 
 // A subject is whom grants are for: an account, a team or everyone. It is
-// persistent, as tries are; nil is one without grants.
+// persistent, as tables are. Its grants are in the table of all of them; what it
+// has is what tells a check where to look.
 type subject struct {
-	all     *rule // of "ACTION *"
-	spaces  []space
+	edit    *edit
+	who     *who
+	spaces  []reach
 	grants  int
 	denials int // how many of its grants are denials
 	teams   int // how many teams have its UID: none, if it is no team or one that is gone
 }
 
-type space struct {
-	name string
-	root *node
-	list *atomic.Pointer[list] // of root's rules, once somebody has needed it
+// A who is the UID of a subject. A subject and its grants have one and the same,
+// so that to compare them costs no look at the text.
+type who struct{ uid string }
+
+// A reach is how long the literals of the grants in one space are, the shortest
+// first; that of "ACTION *", which is for all spaces, is empty, as is the space. A
+// length that no grant has any more stays for as long as the subject does: a check
+// then looks for something that is not there, and fewer changes concern it.
+type reach struct {
+	space   unique.Handle[string]
+	lengths []uint16
+	// allowed is what the grants that are no denials allow, in order, for who asks
+	// what there is.
+	allowed *btree.BTreeG[allowed]
 }
 
-// compact is the list of a space's rules.
-func (s *space) compact() *list {
-	if l := s.list.Load(); l != nil {
-		return l
-	}
-	l := newList(s.root)
-	s.list.Store(l)
-	return l
+// An allowed is a pattern, and of how many grants.
+type allowed struct {
+	pattern string
+	grants  int
 }
 
-// tally adds up what matches c.
-func (s *subject) tally(t *tally, c *registry.Call, level int) {
-	if s.all != nil {
-		t.add(s.all, level)
-	}
-	for i := range s.spaces {
-		if s.spaces[i].name == c.Name.Space {
-			s.spaces[i].root.tally(t, c.Name.Repo, level)
-			return
-		}
-	}
-}
-
-// clone is a shallow copy. Unlike nodes, subjects are copied for each change.
-func (s *subject) clone() *subject {
-	if s == nil {
-		return &subject{}
+// own is s, or an empty subject, for an edit to change.
+func (s *subject) own(e *edit, uid string) *subject {
+	switch {
+	case s == nil:
+		return &subject{edit: e, who: &who{uid}}
+	case s.edit == e:
+		return s
 	}
 	c := *s
-	c.spaces = slices.Clone(s.spaces)
+	c.edit, c.spaces = e, slices.Clone(s.spaces)
+	for i := range c.spaces {
+		c.spaces[i].lengths = slices.Clone(c.spaces[i].lengths)
+		c.spaces[i].allowed = c.spaces[i].allowed.IsoCopy()
+	}
 	return &c
 }
 
 // empty reports whether it need not be kept.
-func (s *subject) empty() bool { return s.all == nil && len(s.spaces) == 0 && s.teams == 0 }
+func (s *subject) empty() bool { return s.grants == 0 && s.teams == 0 }
 
-func (s *subject) with(e *edit, g *grant) *subject {
-	s = s.clone()
-	s.grants++
+// count adds g, of a pattern, or takes it away, and reports whether there is a length that was
+// not there before. s must be the edit's own.
+func (s *subject) count(g *grant, pattern string, by int) (other bool) {
+	s.grants += by
 	if g.deny {
-		s.denials++
+		s.denials += by
 	}
-	if g.right.Space == "" {
-		s.all = s.all.with(e, g)
-		return s
-	}
-	i := s.find(g.right.Space)
+	i := slices.IndexFunc(s.spaces, func(x reach) bool { return x.space == g.space })
 	if i < 0 {
 		i = len(s.spaces)
-		s.spaces = append(s.spaces, space{name: unique.Make(g.right.Space).Value()})
+		less := func(a, b allowed) bool { return a.pattern < b.pattern }
+		all := btree.NewBTreeGOptions(less, btree.Options{NoLocks: true})
+		s.spaces = append(s.spaces, reach{space: g.space, allowed: all})
 	}
-	s.spaces[i].root = s.spaces[i].root.with(e, g)
-	s.spaces[i].list = new(atomic.Pointer[list])
-	return s
+	if !g.deny {
+		s.spaces[i].allow(pattern, by)
+	}
+	l := &s.spaces[i].lengths
+	j, found := slices.BinarySearch(*l, g.length)
+	if !found {
+		*l = slices.Insert(*l, j, g.length)
+	}
+	return !found
 }
 
-// without is s without g, which it has.
-func (s *subject) without(e *edit, g *grant) *subject {
-	s = s.clone()
-	s.grants--
-	if g.deny {
-		s.denials--
-	}
-	if g.right.Space == "" {
-		s.all = s.all.without(e, g)
-		return s
-	}
-	i := s.find(g.right.Space)
-	if root := s.spaces[i].root.without(e, g); root != nil {
-		s.spaces[i].root = root
-		s.spaces[i].list = new(atomic.Pointer[list])
+func (r *reach) allow(pattern string, by int) {
+	a, _ := r.allowed.Get(allowed{pattern: pattern})
+	if a.grants += by; a.grants > 0 {
+		r.allowed.Set(allowed{pattern, a.grants})
 	} else {
-		s.spaces = slices.Delete(s.spaces, i, i+1)
+		r.allowed.Delete(allowed{pattern: pattern})
 	}
-	return s
-}
-
-func (s *subject) find(name string) int {
-	return slices.IndexFunc(s.spaces, func(x space) bool { return x.name == name })
 }

@@ -91,7 +91,7 @@ func (w *watch) check() {
 // dependencies are the UIDs on which it depends that c is admitted.
 func (v *view) dependencies(c *registry.Call, d verdict) []string {
 	var deps []string
-	if a, ok := v.accounts.get(c.Who.Name); ok && c.Who.Name != "" {
+	if a := v.account(c.Who.Name); a != nil && c.Who.Name != "" {
 		deps = append(append(deps, a.UID), a.Teams...)
 	}
 	if d.anyone || c.Some {
