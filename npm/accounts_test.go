@@ -22,7 +22,7 @@ import (
 
 // withPeople is a node where anybody may pull all but @acme/*, alice may pull
 // that too and push, and bob may pull no more than anybody, and not even left.
-func withPeople(t testing.TB) (*node, *accountlab.People, *npmlab.Registry) {
+func withPeople(t testing.TB) (*node, *accountlab.Accounts, *npmlab.Registry) {
 	t.Helper()
 	up := lab(t)
 	up.Publish(npmlab.Version{Name: "@acme/hidden", Version: "1.0.0", Attested: true})
@@ -30,7 +30,7 @@ func withPeople(t testing.TB) (*node, *accountlab.People, *npmlab.Registry) {
 	p.Add("alice", "correct horse", "push npm:@acme/*")
 	p.Add("bob", "battery staple", "!pull npm:left")
 	n := newNode(t, up.URL, func(_ *npm.Registry, c *npm.Config) {
-		c.Gate, c.Logins, c.Tokens, c.Identities, c.Open = p, p, p, p.Identities(), nil
+		c.Gate, c.Logins, c.Tokens, c.Identities, c.Open = p, p, p, p, nil
 		c.Service = &registry.Service{Guard: p}
 	})
 	return n, p, up
@@ -237,7 +237,7 @@ func TestSearchLeavesOut(t *testing.T) {
 // answered about that; for who may pull nothing the registry behind is not asked.
 func TestAsksForSomebody(t *testing.T) {
 	n, p, up := withPeople(t)
-	p.Add("", "")
+	p.Grant("")
 	p.Add("carol", "staple", "pull npm:@acme/*")
 	p.Add("dave", "horse", "pull oci:*")
 	carol, dave := bearer(p.Give("carol", registry.TokenSpec{})), bearer(p.Give("dave", registry.TokenSpec{}))
@@ -387,6 +387,7 @@ func TestLogoutProfileExchange(t *testing.T) {
 	}
 	n.get("/npm/-/whoami", bearer(alice)...).is(t, 401)
 	n.do("DELETE", "/npm/-/user/token/"+bob, nil).is(t, 200) // its own proof
+	p.Issuer("jwt.alice", "alice")
 	for _, path := range []string{"/npm/-/npm/v1/oidc/token/exchange/package/@acme%2fright", "/-/npm/v1/oidc/token/exchange/package/left"} {
 		token, _ := n.do("POST", path, nil, bearer("jwt.alice")...).is(t, 201).json(t)["token"].(string)
 		n.get("/npm/-/whoami", bearer(token)...).is(t, 200)
@@ -406,7 +407,7 @@ func TestNoSecretsInTheLog(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := reply.Handler(npm.New(npm.Config{Service: &registry.Service{Guard: p}, Upstreams: up, Prefix: "/npm", Gate: p, Logins: p, Tokens: p, Identities: p.Identities()}),
+	h := reply.Handler(npm.New(npm.Config{Service: &registry.Service{Guard: p}, Upstreams: up, Prefix: "/npm", Gate: p, Logins: p, Tokens: p, Identities: p}),
 		reply.Options{Space: "npm", Log: slog.New(slog.NewTextHandler(&log, nil))})
 	secret := p.Give("alice", registry.TokenSpec{})
 	var hide []string

@@ -197,7 +197,7 @@ func FuzzUnseal(f *testing.F) {
 // TestOldPage: the page of a login takes no password for one that has expired.
 func TestOldPage(t *testing.T) {
 	p := accountlab.New()
-	h := New(Config{Logins: p, Identities: p.Identities()})
+	h := New(Config{Logins: p, Identities: p})
 	for age, want := range map[time.Duration]int{loginTime - time.Minute: 200, loginTime + time.Minute: 404, -time.Hour: 404} {
 		page, err := seal(p.Keys(), begun{ID: "x", From: "192.0.2.1", At: time.Now().Add(-age)})
 		if err != nil {

@@ -124,7 +124,7 @@ func TestWebLoginFails(t *testing.T) {
 	n.get(done).is(t, 202)
 	// By another address than the node's own.
 	public := newNode(t, "http://127.0.0.1:1", func(_ *npm.Registry, c *npm.Config) {
-		c.PublicURL, c.Gate, c.Logins, c.Tokens, c.Identities = "https://packages.example", p, p, p, p.Identities()
+		c.PublicURL, c.Gate, c.Logins, c.Tokens, c.Identities = "https://packages.example", p, p, p, p
 	})
 	at, _ := public.do("POST", "/npm/-/v1/login", nil).is(t, 200).json(t)["loginUrl"].(string)
 	path, ok := strings.CutPrefix(at, "https://packages.example")

@@ -17,7 +17,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/weir-registry/weir/conformance/lab"
+	"github.com/weir-registry/weir/conformance/accountlab"
 	"github.com/weir-registry/weir/registry"
 	"github.com/weir-registry/weir/registry/gate"
 	"github.com/weir-registry/weir/registry/reply"
@@ -26,7 +26,7 @@ import (
 // A house is a weir with accounts, and what it answers with.
 type house struct {
 	*weir
-	accounts *lab.Accounts
+	accounts *accountlab.Accounts
 	up       *upstream
 }
 
@@ -35,7 +35,7 @@ type house struct {
 func newHouse(t *testing.T, edit ...func(*Config)) *house {
 	t.Helper()
 	w, up := one(t)
-	g := &house{weir: w, accounts: lab.NewAccounts(), up: up}
+	g := &house{weir: w, accounts: accountlab.New(), up: up}
 	g.accounts.Add("alice", "secret", "pull oci:docker.io/acme/*")
 	g.accounts.Add("bob", "secret", "push oci:docker.io/bob/*", "pull oci:docker.io/bob/*")
 	g.accounts.Grant("", "pull oci:docker.io/library/*")

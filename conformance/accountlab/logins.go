@@ -11,161 +11,114 @@ import (
 	"github.com/weir-registry/weir/registry"
 )
 
-// Admit implements registry.Guard. A call about a space as a whole is admitted if
-// there is a grant to pull anything in it, whatever is denied.
-func (p *People) Admit(_ context.Context, c *registry.Call) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	one, anybody := p.all[c.Who.Name], p.all[""]
-	want, matches, denies := string(c.Action)+" "+c.Name.Space+":"+c.Name.Repo, matches, matches
-	if c.Some {
-		matches, denies = some, func([]string, string) bool { return false }
-	}
-	open := matches(anybody.allow, want) && !denies(anybody.deny, want)
-	if c.Who.Anonymous() {
-		if open {
-			return nil
-		}
-		return wrong("anonymous clients may not %s this", c.Action)
-	}
-	if one == nil || denies(one.deny, want) || !open && !matches(one.allow, want) {
-		return registry.Errorf(registry.ErrDenied, "%s may not %s this", c.Who.Name, c.Action)
-	}
-	for _, t := range p.tokens {
-		if t.ID == c.Who.Token && len(t.Rights) > 0 && !matches(t.Rights, want) {
-			return &registry.Error{Kind: registry.ErrDenied, Text: "out of scope", Public: "the token is not for this", Err: registry.ErrScope}
-		}
-	}
-	return nil
-}
-
-// matches reports whether one of rights covers what is wanted.
-func matches(rights []string, want string) bool {
-	return slices.ContainsFunc(rights, func(right string) bool {
-		if strings.HasPrefix(right, "push ") && strings.HasPrefix(want, "pull ") {
-			right = "pull " + right[5:]
-		}
-		head, star := strings.CutSuffix(right, "*")
-		return right == want || star && strings.HasPrefix(want, head)
-	})
-}
-
-// some is matches for a space as a whole.
-func some(rights []string, want string) bool {
-	space, _, _ := strings.Cut(want, ":")
-	return slices.ContainsFunc(rights, func(right string) bool {
-		return strings.HasPrefix(strings.Replace(right, "push ", "pull ", 1), space+":")
-	})
-}
-
-// identities are People whose Token is the contract's.
-type identities struct{ *People }
-
-// Token implements registry.Identities.
-func (i identities) Token(secret string, addr netip.Addr) (registry.Principal, error) {
-	return i.identify(secret, addr)
-}
-
-// Identities are p as the contract has them.
-func (p *People) Identities() registry.Identities { return identities{p} }
-
 // Password implements registry.Logins. A token of the same name does too, as it
 // does with the real ones.
-func (p *People) Password(_ context.Context, name, password string, from netip.Addr) (registry.Principal, error) {
+func (a *Accounts) Password(_ context.Context, name, password string, from netip.Addr) (registry.Principal, error) {
 	if registry.LooksLikeToken(password) {
-		return p.named(password, from, name)
+		who, err := a.Token(password, from)
+		if err == nil && who.Name != name {
+			return registry.Principal{}, wrong("this token is another account's")
+		}
+		return who, err
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.down != nil {
-		return registry.Principal{}, p.down
+	if a.Slow != nil {
+		a.Slow()
 	}
-	one := p.all[name]
-	if one == nil || name == "" || one.password != password {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.down != nil {
+		return registry.Principal{}, a.down
+	}
+	a.checks++
+	one := a.all[name]
+	if one == nil || one.Disabled || one.password != password {
 		return registry.Principal{}, wrong("wrong name or password")
 	}
-	return registry.Principal{Name: name, UID: one.UID}, nil
+	return registry.Principal{Name: name, UID: one.UID, Secret: one.Secret}, nil
 }
 
-// Exchange implements registry.Logins: the JWT "jwt NAME" is good for NAME.
-func (p *People) Exchange(_ context.Context, jwt string, _ netip.Addr) (registry.NewToken, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	name, ok := strings.CutPrefix(jwt, "jwt.")
-	if p.all[name] == nil || !ok {
-		return registry.NewToken{}, wrong("no rule takes this token")
+// Exchange implements registry.Logins, for what Issuer said.
+func (a *Accounts) Exchange(_ context.Context, jwt string, _ netip.Addr) (registry.NewToken, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	one := a.all[a.jwts[jwt]]
+	if one == nil || one.Disabled {
+		return registry.NewToken{}, wrong("no rule of a configured issuer fits the token")
 	}
-	t := p.newLocked(name, registry.TokenSpec{Kind: "exchange", Lifetime: time.Minute})
-	return registry.NewToken{Token: t.Token, Secret: t.secret}, nil
+	return a.newLocked(one, registry.TokenSpec{Kind: "exchange", Lifetime: 10 * time.Minute}), nil
 }
 
 // Begin implements registry.Logins.
-func (p *People) Begin(context.Context, netip.Addr) (string, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.down != nil {
-		return "", p.down
+func (a *Accounts) Begin(context.Context, netip.Addr) (string, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.down != nil {
+		return "", a.down
 	}
-	p.made++
-	id := fmt.Sprintf("%08d%s", p.made, strings.Repeat("x", 24))
-	p.logins[id] = &login{}
+	a.made++
+	id := fmt.Sprintf("%08d%s", a.made, strings.Repeat("x", 24))
+	a.logins[id] = &login{}
 	return id, nil
 }
 
 // Approve implements registry.Logins.
-func (p *People) Approve(_ context.Context, id string, who registry.Principal) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	l := p.logins[id]
+func (a *Accounts) Approve(_ context.Context, id string, who registry.Principal) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	l := a.logins[id]
 	if l == nil {
 		return registry.Errorf(registry.ErrNotFound, "no such login")
+	}
+	if err := a.currentLocked(who); err != nil {
+		return err
 	}
 	l.who = who.Name
 	return nil
 }
 
 // Claim implements registry.Logins.
-func (p *People) Claim(_ context.Context, id string, _ netip.Addr) (registry.NewToken, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	l := p.logins[id]
+func (a *Accounts) Claim(_ context.Context, id string, _ netip.Addr) (registry.NewToken, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	l := a.logins[id]
 	if l == nil {
 		return registry.NewToken{}, registry.Errorf(registry.ErrNotFound, "no such login")
 	}
 	if l.who == "" {
 		return registry.NewToken{}, registry.Errorf(registry.ErrConflict, "not approved yet")
 	}
-	delete(p.logins, id)
-	t := p.newLocked(l.who, registry.TokenSpec{Kind: "session", Lifetime: time.Hour})
-	return registry.NewToken{Token: t.Token, Secret: t.secret}, nil
+	delete(a.logins, id)
+	return a.newLocked(a.all[l.who], registry.TokenSpec{Kind: "session", Lifetime: time.Hour}), nil
 }
 
 // CreateToken implements registry.Tokens.
-func (p *People) CreateToken(_ context.Context, by registry.Principal, spec registry.TokenSpec) (registry.NewToken, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.down != nil {
-		return registry.NewToken{}, p.down
+func (a *Accounts) CreateToken(_ context.Context, by registry.Principal, spec registry.TokenSpec) (registry.NewToken, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if by.Anonymous() || by.Only != nil {
+		panic("a token is asked for by one who can have none")
 	}
-	for _, t := range p.tokens {
-		if t.ID != by.Token || len(t.Rights) == 0 {
-			continue
-		}
-		if len(spec.Rights) == 0 || slices.ContainsFunc(spec.Rights, func(r string) bool { return !matches(t.Rights, r) }) {
+	if a.down != nil {
+		return registry.NewToken{}, a.down
+	}
+	if err := a.currentLocked(by); err != nil {
+		return registry.NewToken{}, err
+	}
+	if with := a.byIDLocked(by.Token); with != nil && len(with.Rights) > 0 {
+		if len(spec.Rights) == 0 || slices.ContainsFunc(spec.Rights, func(r string) bool { return !covered(with.Rights, r) }) {
 			return registry.NewToken{}, registry.Errorf(registry.ErrDenied, "a token makes none that is wider than itself")
 		}
 	}
-	t := p.newLocked(by.Name, spec)
-	return registry.NewToken{Token: t.Token, Secret: t.secret}, nil
+	return a.newLocked(a.all[by.Name], spec), nil
 }
 
 // RevokeToken implements registry.Tokens.
-func (p *People) RevokeToken(_ context.Context, by registry.Principal, id string) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for i, t := range p.tokens {
+func (a *Accounts) RevokeToken(_ context.Context, by registry.Principal, id string) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for i, t := range a.tokens {
 		if t.ID == id && t.UID == by.UID {
-			p.tokens = slices.Delete(p.tokens, i, i+1)
+			a.tokens = slices.Delete(a.tokens, i, i+1)
 			return nil
 		}
 	}
@@ -173,11 +126,11 @@ func (p *People) RevokeToken(_ context.Context, by registry.Principal, id string
 }
 
 // ListTokens implements registry.Tokens.
-func (p *People) ListTokens(_ context.Context, by registry.Principal) ([]registry.Token, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+func (a *Accounts) ListTokens(_ context.Context, by registry.Principal) ([]registry.Token, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	var list []registry.Token
-	for _, t := range p.tokens {
+	for _, t := range a.tokens {
 		if t.UID == by.UID {
 			list = append(list, t.Token)
 		}

@@ -14,7 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/weir-registry/weir/conformance/lab"
+	"github.com/weir-registry/weir/conformance/accountlab"
 	"github.com/weir-registry/weir/registry"
 )
 
@@ -25,8 +25,8 @@ const (
 )
 
 // newGate is a gate with alice, bob and their passwords behind it.
-func newGate() (*Gate, *lab.Accounts) {
-	a := lab.NewAccounts()
+func newGate() (*Gate, *accountlab.Accounts) {
+	a := accountlab.New()
 	a.Add("alice", password)
 	a.Add("bob", "bob's")
 	return New(Config{Identities: a, Logins: a}), a
@@ -46,7 +46,7 @@ func basicOf(user, password string) string {
 	return "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+password))
 }
 
-func token(t testing.TB, a *lab.Accounts, owner string, spec registry.TokenSpec) registry.NewToken {
+func token(t testing.TB, a *accountlab.Accounts, owner string, spec registry.TokenSpec) registry.NewToken {
 	t.Helper()
 	acc, _ := a.Account(owner)
 	made, err := a.CreateToken(context.Background(), registry.Principal{Name: owner, UID: acc.UID, Secret: acc.Secret}, spec)
@@ -220,7 +220,7 @@ func TestPasswordChangesDuringCheck(t *testing.T) {
 // TestNotKnownHere logs in to an account that this node has not heard of yet.
 func TestNotKnownHere(t *testing.T) {
 	g, a := newGate()
-	g.c.Identities = lab.NewAccounts()
+	g.c.Identities = accountlab.New()
 	for range 2 {
 		g.is(t, "alice", request(here, basicOf("alice", password)))
 	}
@@ -235,7 +235,7 @@ func TestNotKnownHere(t *testing.T) {
 }
 
 type lateLogins struct {
-	*lab.Accounts
+	*accountlab.Accounts
 	after func()
 }
 
@@ -378,7 +378,7 @@ func TestUnavailable(t *testing.T) {
 	g.isNot(t, registry.ErrUnauthenticated, "tokens only", request(here, basicOf("bob", "bob's")))
 }
 
-type awayLogins struct{ *lab.Accounts }
+type awayLogins struct{ *accountlab.Accounts }
 
 func (awayLogins) Password(context.Context, string, string, netip.Addr) (registry.Principal, error) {
 	return registry.Principal{}, registry.Errorf(registry.ErrUnavailable, "the node that decides does not answer")
