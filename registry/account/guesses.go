@@ -102,24 +102,6 @@ func newGuesses() *guesses {
 		accounts: newBudgets[string](accountBurst, accountEvery), known: newBudgets[place](knownBurst, knownEvery)}
 }
 
-// network is what counts as one address: of IPv6 the 64 bits that one customer
-// has.
-func network(addr netip.Addr) netip.Prefix {
-	addr = addr.Unmap().WithZone("")
-	bits := 64
-	if !addr.IsValid() {
-		return netip.Prefix{}
-	}
-	if addr.Is4() {
-		bits = 32
-	}
-	p, err := addr.Prefix(bits)
-	if err != nil {
-		return netip.Prefix{}
-	}
-	return p
-}
-
 // A guess is one that is being tried, and the budgets it would be taken from.
 type guess struct {
 	at   place
@@ -132,7 +114,7 @@ type guess struct {
 func (g *guesses) begin(name string, addr netip.Addr, now time.Time) (guess, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	try := guess{at: place{name, network(addr)}}
+	try := guess{at: place{name, registry.Network(addr)}}
 	if b := g.known.all[try.at]; b != nil && now.Sub(b.last) < knownFor && b.wait(now) == 0 {
 		try.from = []*budget{b}
 	} else {
@@ -199,7 +181,7 @@ func newBegins() *begins {
 func (b *begins) allow(addr netip.Addr, now time.Time) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	mine := b.addresses.of(network(addr), now)
+	mine := b.addresses.of(registry.Network(addr), now)
 	if wait := mine.wait(now); wait > 0 || !b.all.AllowN(now, 1) {
 		return &registry.Error{Kind: registry.ErrLimited, After: wait.Truncate(time.Second) + time.Second,
 			Text: "too many logins begin", Public: "too many logins have begun; wait a while and try again"}

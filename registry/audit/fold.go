@@ -130,11 +130,7 @@ func (s *spending) line(key foldKey, now time.Time) (rest foldKey, over bool) {
 	if left := s.until.Sub(now); left <= 0 || left > foldWindow { // or the clock was set back
 		*s = spending{until: now.Add(foldWindow), by: map[netip.Addr]int{}}
 	}
-	from := key.from
-	if from.Is6() {
-		p, _ := from.WithZone("").Prefix(64) // it has so many
-		from = p.Addr()
-	}
+	from := registry.Network(key.from).Addr()
 	switch {
 	case s.all >= allLines:
 		return foldKey{decision: key.decision}, true

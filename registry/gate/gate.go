@@ -153,16 +153,6 @@ func Addr(r *http.Request) netip.Addr {
 	return ap.Addr().Unmap()
 }
 
-// network is what is counted together: nobody has one IPv6 address only.
-func network(a netip.Addr) netip.Prefix {
-	bits := a.BitLen()
-	if a.Is6() {
-		bits = 64
-	}
-	p, _ := a.WithZone("").Prefix(bits) // the zero Prefix for the zero Addr
-	return p
-}
-
 // basic reads the credentials of Basic (RFC 7617): base64, padded or not.
 func basic(credentials string) (user, password string, err error) {
 	credentials = strings.TrimRight(credentials, "=")

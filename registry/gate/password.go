@@ -132,7 +132,7 @@ type place struct {
 // attempt makes an attempt at name's account from an address, or says
 // ErrLimited without making it. name "" is none in particular.
 func (g *Gate) attempt(from netip.Addr, name string, do func() (registry.Principal, error)) (registry.Principal, error) {
-	here := place{name, network(from)}
+	here := place{name, registry.Network(from)}
 	now := g.c.Now()
 	byAddr, after := g.passwords.begin(here.from, now)
 	if byAddr == nil {

@@ -1,0 +1,12 @@
+package registry
+
+import "net/netip"
+
+// Network is what counts as one client where clients are counted by address: an
+// IPv4 address itself, however it is written, and of an IPv6 address the first 64
+// bits, which one customer has for himself. It is the zero Prefix for the zero Addr.
+func Network(addr netip.Addr) netip.Prefix {
+	addr = addr.Unmap()
+	p, _ := addr.WithZone("").Prefix(min(addr.BitLen(), 64))
+	return p
+}
