@@ -37,7 +37,7 @@ var rooms = map[string][]string{
 	"registry/reply":         {"registry"},
 	"registry/outbound":      {"registry"},
 	"registry/trust":         {"registry"},
-	"npm":                    {"registry", "registry/gate", "registry/reply", "registry/outbound"},
+	"npm":                    {"registry", "registry/reply", "registry/outbound"},
 	"oci":                    {"registry", "registry/gate", "registry/reply", "registry/outbound"},
 	"cachetiers":             {"registry"},
 	"cachetiers/peer":        {"registry", "registry/outbound"},

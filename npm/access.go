@@ -3,7 +3,6 @@ package npm
 import (
 	"context"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
@@ -24,16 +23,7 @@ const privateCache = "private, no-cache"
 
 // call is r as the guard sees it.
 func (h *handler) call(r *http.Request, q request, n registry.Name) registry.Call {
-	return registry.Call{Who: q.who, Action: registry.Pull, Name: n, Agent: r.UserAgent(), Addr: address(r)}
-}
-
-// address is where r comes from; invalid if it does not say.
-func address(r *http.Request) netip.Addr {
-	ap, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil {
-		return netip.Addr{}
-	}
-	return ap.Addr().Unmap()
+	return registry.Call{Who: q.who, Action: registry.Pull, Name: n, Agent: r.UserAgent(), Addr: registry.ClientAddr(r.RemoteAddr)}
 }
 
 // public reports whether anybody could have what c has been admitted to.

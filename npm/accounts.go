@@ -180,7 +180,7 @@ func (h *handler) password(r *http.Request, name, password string) (registry.Pri
 	if name == "" || len(name) > maxAccountName || password == "" || len(password) > maxPassword {
 		return registry.Principal{}, registry.Errorf(registry.ErrUnauthenticated, "wrong name or password")
 	}
-	return h.o.Logins.Password(r.Context(), name, password, address(r))
+	return h.o.Logins.Password(r.Context(), name, password, registry.ClientAddr(r.RemoteAddr))
 }
 
 // presented is who a token in a path stands for. The token is its own proof:
@@ -224,7 +224,7 @@ func (h *handler) exchange(w http.ResponseWriter, r *http.Request, _ request) er
 	if jwt = strings.TrimSpace(jwt); !strings.EqualFold(scheme, "Bearer") || jwt == "" || len(jwt) > maxJWT {
 		return registry.Errorf(registry.ErrUnauthenticated, "a token of the CI system is expected as the Bearer token")
 	}
-	token, err := h.o.Logins.Exchange(r.Context(), jwt, address(r))
+	token, err := h.o.Logins.Exchange(r.Context(), jwt, registry.ClientAddr(r.RemoteAddr))
 	if err != nil {
 		return err
 	}

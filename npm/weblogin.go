@@ -35,12 +35,12 @@ func (h *handler) login(w http.ResponseWriter, r *http.Request, _ request) error
 	if err != nil {
 		return err
 	}
-	id, err := h.o.Logins.Begin(r.Context(), address(r))
+	id, err := h.o.Logins.Begin(r.Context(), registry.ClientAddr(r.RemoteAddr))
 	if err != nil {
 		return err
 	}
 	agent, _, _ := strings.Cut(r.UserAgent(), " ")
-	page, err := seal(h.o.Identities.Keys(), begun{ID: id, From: address(r).String(), Agent: agent, At: time.Now()})
+	page, err := seal(h.o.Identities.Keys(), begun{ID: id, From: registry.ClientAddr(r.RemoteAddr).String(), Agent: agent, At: time.Now()})
 	if err != nil {
 		return err
 	}
@@ -53,7 +53,7 @@ func (h *handler) login(w http.ResponseWriter, r *http.Request, _ request) error
 // done answers who waits for a login: 202 until it has been approved, then the
 // token, once.
 func (h *handler) done(w http.ResponseWriter, r *http.Request, q request) error {
-	token, err := h.o.Logins.Claim(r.Context(), q.ref, address(r))
+	token, err := h.o.Logins.Claim(r.Context(), q.ref, registry.ClientAddr(r.RemoteAddr))
 	switch registry.KindOf(err) {
 	case registry.ErrConflict:
 		w.Header().Set("Retry-After", pollEvery)
@@ -79,7 +79,7 @@ func (h *handler) loginPage(w http.ResponseWriter, r *http.Request, q request) e
 			Text: "It was begun more than ten minutes ago. Run npm login again and open the new address."})
 	}
 	p := page{Status: http.StatusOK, Title: "Log in", Login: q.ref, From: b.From, Agent: b.Agent, Ago: ago(time.Since(b.At))}
-	p.Elsewhere = b.From != address(r).String()
+	p.Elsewhere = b.From != registry.ClientAddr(r.RemoteAddr).String()
 	if r.Method != http.MethodPost {
 		return h.showPage(w, r, p)
 	}

@@ -10,3 +10,13 @@ func Network(addr netip.Addr) netip.Prefix {
 	p, _ := addr.WithZone("").Prefix(min(addr.BitLen(), 64))
 	return p
 }
+
+// ClientAddr is the address in a RemoteAddr of net/http, as an IPv4 address if it
+// is one; the zero Addr if there is none in it.
+func ClientAddr(remote string) netip.Addr {
+	ap, err := netip.ParseAddrPort(remote)
+	if err != nil {
+		return netip.Addr{}
+	}
+	return ap.Addr().Unmap()
+}

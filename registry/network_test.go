@@ -24,3 +24,18 @@ func TestNetwork(t *testing.T) {
 		t.Errorf("nowhere: %s", got)
 	}
 }
+
+func TestClientAddr(t *testing.T) {
+	for remote, want := range map[string]netip.Addr{
+		"192.0.2.1:1000":          netip.MustParseAddr("192.0.2.1"),
+		"[::ffff:192.0.2.1]:1000": netip.MustParseAddr("192.0.2.1"),
+		"[2001:db8::1]:1000":      netip.MustParseAddr("2001:db8::1"),
+		"192.0.2.1":               {},
+		"@":                       {},
+		"":                        {},
+	} {
+		if got := registry.ClientAddr(remote); got != want {
+			t.Errorf("%q: %s, want %s", remote, got, want)
+		}
+	}
+}

@@ -7,7 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
-	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -196,7 +195,7 @@ func (h *admin) admit(w http.ResponseWriter, r *http.Request) (*caller, error) {
 	if !ok {
 		return nil, registry.Errorf(registry.ErrUnauthenticated, "a token is needed here")
 	}
-	addr := remote(r)
+	addr := registry.ClientAddr(r.RemoteAddr)
 	who, err := h.a.o.Replica.Token(strings.TrimSpace(secret), addr)
 	if err != nil {
 		return nil, err
@@ -221,15 +220,6 @@ func (h *admin) admit(w http.ResponseWriter, r *http.Request) (*caller, error) {
 	// What is done now may take longer.
 	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 	return c, nil
-}
-
-// remote is the address that a request comes from.
-func remote(r *http.Request) netip.Addr {
-	ap, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil {
-		return netip.Addr{}
-	}
-	return ap.Addr().Unmap()
 }
 
 // decode reads the body, which must be one JSON object with no other keys than v

@@ -146,11 +146,7 @@ func (g *Gate) wrongToken(err error) error {
 // Addr is the address that r's connection comes from, an IPv4 address always as
 // such; the zero Addr if it is not known.
 func Addr(r *http.Request) netip.Addr {
-	ap, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil {
-		return netip.Addr{}
-	}
-	return ap.Addr().Unmap()
+	return registry.ClientAddr(r.RemoteAddr)
 }
 
 // basic reads the credentials of Basic (RFC 7617): base64, padded or not.
