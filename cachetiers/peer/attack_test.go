@@ -175,7 +175,7 @@ func TestPanicIsOneAnswers(t *testing.T) {
 		t.Error(err)
 	}
 	s.service.Blobs = kept
-	eventually(t, "the node is up again", func() bool { return g.States()[0].Up })
+	conformance.Eventually(t, "the node is up again", func() bool { return g.States()[0].Up })
 	passed := make(chan struct{})
 	time.AfterFunc(200*time.Millisecond, func() { close(passed) }) // what it left has fired by then
 	<-passed

@@ -76,7 +76,7 @@ func TestDeadIsPassedOver(t *testing.T) {
 	}
 	begun := time.Now()
 	shields[0].again()
-	eventually(t, "the node is up again", func() bool { return g.States()[0].Up })
+	conformance.Eventually(t, "the node is up again", func() bool { return g.States()[0].Up })
 	if took := time.Since(begun); took > 3*time.Second {
 		t.Errorf("noticed after %v", took)
 	}
@@ -179,7 +179,7 @@ func TestHedge(t *testing.T) {
 	for _, s := range shields {
 		s.policy.Negative = 0
 	}
-	eventually(t, "all are up and their round trips known", func() bool {
+	conformance.Eventually(t, "all are up and their round trips known", func() bool {
 		for _, s := range g.States() {
 			if s.RTT == 0 {
 				return false

@@ -191,18 +191,3 @@ func same(t *testing.T, what string, got, want []byte) {
 		t.Errorf("%s: %d bytes that are not the %d expected", what, len(got), len(want))
 	}
 }
-
-// eventually waits for a condition.
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	limit := time.After(10 * time.Second)
-	for !ok() {
-		select {
-		case <-tick.C:
-		case <-limit:
-			t.Fatal("not within 10 s: " + what)
-		}
-	}
-}

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weir-registry/weir/conformance"
 	"github.com/weir-registry/weir/registry"
 	"github.com/weir-registry/weir/registry/relay"
 )
@@ -138,7 +139,7 @@ func chain(t testing.TB) (origin, shield, edge *node, who *accounts) {
 	shield = start(t, p, "shield", setup{next: []string{origin.url()}})
 	edge = start(t, p, "edge", setup{next: []string{shield.url()}})
 	edge.has(origin)
-	eventually(t, "all follow", func() bool { return shield.client.Following() != "" && edge.client.Following() != "" })
+	conformance.Eventually(t, "all follow", func() bool { return shield.client.Following() != "" && edge.client.Following() != "" })
 	return origin, shield, edge, who
 }
 
@@ -275,14 +276,14 @@ func TestLostAnswer(t *testing.T) {
 	}
 	// One that cannot be reached has executed nothing.
 	first.down()
-	eventually(t, "the edge knows", func() bool { return edge.client.Following() == second.addr })
+	conformance.Eventually(t, "the edge knows", func() bool { return edge.client.Following() == second.addr })
 	if _, err := edge.client.CreateToken(t.Context(), alice, registry.TokenSpec{}); err != nil || who.count("create") != 2 {
 		t.Errorf("executed %d times: %v", who.count("create"), err)
 	}
 	// Nor have those in between, if they can reach nobody themselves; that is
 	// known at the edge.
 	origin.down()
-	eventually(t, "the shield knows", func() bool { return second.client.Following() == "" })
+	conformance.Eventually(t, "the shield knows", func() bool { return second.client.Following() == "" })
 	_, err := edge.client.CreateToken(t.Context(), alice, registry.TokenSpec{})
 	if registry.KindOf(err) != registry.ErrUnavailable || strings.Contains(registry.Public(err), "not known") || registry.RetryAfter(err) == 0 {
 		t.Errorf("with nobody to decide: %v, %q", err, registry.Public(err))

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/weir-registry/weir/conformance"
 	"github.com/weir-registry/weir/registry"
 	"github.com/weir-registry/weir/registry/relay"
 )
@@ -127,7 +129,7 @@ func TestFollowers(t *testing.T) {
 	if err := ends(t, streams[0]); err != nil {
 		t.Errorf("the oldest: %v", err)
 	}
-	eventually(t, "it is gone", func() bool { return origin.handler.Followers() == relay.StreamsPerNode })
+	conformance.Eventually(t, "it is gone", func() bool { return origin.handler.Followers() == relay.StreamsPerNode })
 	for i := range 2 {
 		if _, err := open(t, p.client(fmt.Sprint("edge-", 2+i)), origin, ""); err != nil {
 			t.Fatal(err)
@@ -142,7 +144,7 @@ func TestFollowers(t *testing.T) {
 		t.Errorf("a probe: %v", err)
 	}
 	streams[2].Body.Close()
-	eventually(t, "there is room", func() bool { return origin.handler.Followers() == relay.StreamsPerNode+1 })
+	conformance.Eventually(t, "there is room", func() bool { return origin.handler.Followers() == relay.StreamsPerNode+1 })
 	if _, err := open(t, full, origin, ""); err != nil {
 		t.Error(err)
 	}
@@ -206,9 +208,12 @@ func TestRevokedNode(t *testing.T) {
 func TestStop(t *testing.T) {
 	p := newPKI(t)
 	origin := start(t, p, "origin", setup{database: "db"})
+	// These have everything: one that is sent a snapshot would be cut off in it.
+	own := origin.rep.State()
+	have := "?" + url.Values{"database": {own.Database}, "version": {fmt.Sprint(own.Version)}, "hash": {own.Hash}}.Encode()
 	var streams []*http.Response
 	for i := range 10 {
-		resp, err := open(t, p.client(fmt.Sprint("edge-", i)), origin, "")
+		resp, err := open(t, p.client(fmt.Sprint("edge-", i)), origin, have)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weir-registry/weir/conformance"
 	"github.com/weir-registry/weir/registry"
 	"github.com/weir-registry/weir/registry/relay"
 )
@@ -15,7 +16,7 @@ import (
 func TestThreeLevels(t *testing.T) {
 	t.Parallel()
 	origin, shield, edge, _ := chain(t)
-	eventually(t, "both are known", func() bool { return len(origin.board.List()) == 2 })
+	conformance.Eventually(t, "both are known", func() bool { return len(origin.board.List()) == 2 })
 	for i := range 100 {
 		origin.rep.put(record(fmt.Sprint("e/grant/", i%30), fmt.Sprint(i)), registry.Record{Key: fmt.Sprint("e/grant/", (i+7)%30)})
 	}
@@ -33,7 +34,7 @@ func TestThreeLevels(t *testing.T) {
 		if snapshots, _ := n.rep.counts(); snapshots != 1 {
 			t.Errorf("%s took %d snapshots", n.name, snapshots)
 		}
-		eventually(t, "confirmed", func() bool { return time.Since(n.rep.State().Confirmed) < 500*time.Millisecond })
+		conformance.Eventually(t, "confirmed", func() bool { return time.Since(n.rep.State().Confirmed) < 500*time.Millisecond })
 	}
 	for _, s := range origin.board.List() {
 		if s.Hash != origin.rep.State().Hash || s.Database != "db" || s.Records != origin.rep.State().Records || time.Since(s.Heard) > 5*time.Second {
@@ -173,7 +174,7 @@ func TestOutrun(t *testing.T) {
 	edge.has(origin)
 	for _, test := range []struct{ changes, snapshots int }{{20, 1}, {200, 2}} {
 		origin.down()
-		eventually(t, "not followed", func() bool { return edge.client.Following() == "" })
+		conformance.Eventually(t, "not followed", func() bool { return edge.client.Following() == "" })
 		for i := range test.changes {
 			origin.rep.put(record("e/a", fmt.Sprint(i)))
 		}
@@ -199,7 +200,7 @@ func TestAges(t *testing.T) {
 	edge := start(t, p, "edge", setup{next: []string{middle.url()}, now: skewed(40 * time.Minute)})
 	edge.has(origin)
 	age := func(n *node) time.Duration { return n.rep.now().Sub(n.rep.State().Confirmed) }
-	eventually(t, "the edge is confirmed", func() bool { return !edge.rep.State().Confirmed.IsZero() })
+	conformance.Eventually(t, "the edge is confirmed", func() bool { return !edge.rep.State().Confirmed.IsZero() })
 	for _, n := range []*node{shield, middle, edge} {
 		if a := age(n); a < time.Hour-2*time.Second || a > time.Hour+5*time.Second {
 			t.Errorf("at the %s the confirmation is %v old", n.name, a)
@@ -208,15 +209,15 @@ func TestAges(t *testing.T) {
 	origin.rep.mu.Lock()
 	origin.rep.confirmed = time.Now()
 	origin.rep.mu.Unlock()
-	eventually(t, "a confirmation gets down", func() bool { return age(edge) < 30*time.Minute })
+	conformance.Eventually(t, "a confirmation gets down", func() bool { return age(edge) < 30*time.Minute })
 	// Each beat is confirmed anew, and says the same: it grows older.
 	a := age(edge)
-	eventually(t, "it grows older", func() bool { return age(edge) > a+300*time.Millisecond })
+	conformance.Eventually(t, "it grows older", func() bool { return age(edge) > a+300*time.Millisecond })
 	if off := age(edge) - time.Since(origin.rep.State().Confirmed); off < -200*time.Millisecond || off > 200*time.Millisecond {
 		t.Errorf("the edge is off by %v", off)
 	}
 	// Upwards too.
-	eventually(t, "the origin hears of the edge", func() bool {
+	conformance.Eventually(t, "the origin hears of the edge", func() bool {
 		return slices.ContainsFunc(origin.board.List(), func(s registry.NodeStanding) bool { return s.Node == "edge" && s.Whole() })
 	})
 	for _, s := range origin.board.List() {

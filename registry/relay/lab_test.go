@@ -25,6 +25,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weir-registry/weir/conformance"
 	"github.com/weir-registry/weir/registry"
 	"github.com/weir-registry/weir/registry/relay"
 )
@@ -461,25 +462,10 @@ func (n *node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // has waits until the node has exactly what another has.
 func (n *node) has(as *node) {
 	n.t.Helper()
-	eventually(n.t, n.name+" is like "+as.name, func() bool { return n.same(as) })
+	conformance.Eventually(n.t, n.name+" is like "+as.name, func() bool { return n.same(as) })
 }
 
 func (n *node) same(as *node) bool {
 	a, b := n.rep.State(), as.rep.State()
 	return a.Database == b.Database && a.Version == b.Version && a.Hash == b.Hash
-}
-
-// eventually waits for a condition.
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	limit := time.After(10 * time.Second)
-	for !ok() {
-		select {
-		case <-tick.C:
-		case <-limit:
-			t.Fatal("not within 10 s: " + what)
-		}
-	}
 }

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weir-registry/weir/conformance"
 	"github.com/weir-registry/weir/registry"
 	"github.com/weir-registry/weir/registry/entitle"
 	"github.com/weir-registry/weir/registry/relay"
@@ -154,7 +155,7 @@ func realChain(t testing.TB) (db *table, origin, shield, edge *real) {
 	origin = startReal(t, p, "origin", "", db)
 	shield = startReal(t, p, "shield", filepath.Join(t.TempDir(), "entitlements"), nil, origin.url)
 	edge = startReal(t, p, "edge", filepath.Join(t.TempDir(), "entitlements"), nil, shield.url)
-	eventually(t, "all are known", func() bool { return edge.rep.State().Whole() && len(origin.board.List()) == 2 })
+	conformance.Eventually(t, "all are known", func() bool { return edge.rep.State().Whole() && len(origin.board.List()) == 2 })
 	return db, origin, shield, edge
 }
 
@@ -185,12 +186,12 @@ func TestReplicas(t *testing.T) {
 	for i := range 3000 {
 		db.write(fmt.Sprint("e/grant/", i%700), registry.Grant{ID: fmt.Sprint(i % 700), To: "user:alice", UID: "u1", Right: "pull oci:docker.io/*"})
 	}
-	eventually(t, "all have the same", func() bool {
+	conformance.Eventually(t, "all have the same", func() bool {
 		a, b, c := origin.rep.State(), shield.rep.State(), edge.rep.State()
 		return a.Version >= revoked+3000 && a.Version == b.Version && b.Version == c.Version && a.Hash == b.Hash && b.Hash == c.Hash
 	})
 	// And the lease goes on.
-	eventually(t, "the edge is confirmed", func() bool { return time.Since(edge.rep.State().Confirmed) < 600*time.Millisecond })
+	conformance.Eventually(t, "the edge is confirmed", func() bool { return time.Since(edge.rep.State().Confirmed) < 600*time.Millisecond })
 }
 
 // BenchmarkReplicas is from a write to the database to the same version at the

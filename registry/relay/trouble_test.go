@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weir-registry/weir/conformance"
 	"github.com/weir-registry/weir/registry"
 	"github.com/weir-registry/weir/registry/relay"
 )
@@ -60,7 +61,7 @@ func TestCutOff(t *testing.T) {
 			return true
 		})
 		edge := start(t, p, "edge", setup{next: []string{origin.url()}})
-		eventually(t, fmt.Sprint("all is there, after a cut at ", at), func() bool {
+		conformance.Eventually(t, fmt.Sprint("all is there, after a cut at ", at), func() bool {
 			if is := edge.rep.State(); is.Whole() && is.Version == origin.rep.State().Version && is.Hash != origin.rep.State().Hash {
 				t.Fatalf("cut at %d: half of a copy", at)
 			}
@@ -129,7 +130,7 @@ func TestNonsense(t *testing.T) {
 			return true
 		})
 		edge := start(t, p, "edge", setup{next: []string{bad.url(), good.url()}, rep: good.copied()})
-		eventually(t, name+": the good one is followed", func() bool { return edge.client.Following() == good.addr })
+		conformance.Eventually(t, name+": the good one is followed", func() bool { return edge.client.Following() == good.addr })
 		if snapshots, applied := edge.rep.counts(); asked.Load() == 0 || snapshots > 0 || applied > 0 || !edge.same(good) {
 			t.Errorf("%s: asked %d times, %d snapshots, %d changes taken", name, asked.Load(), snapshots, applied)
 		}
@@ -207,16 +208,16 @@ func TestFallsSilent(t *testing.T) {
 		return isStream(r)
 	})
 	edge := start(t, p, "edge", setup{next: []string{only.url()}})
-	eventually(t, "it is followed", func() bool { return edge.client.Following() != "" })
+	conformance.Eventually(t, "it is followed", func() bool { return edge.client.Following() != "" })
 	mute.Store(true)
 	begun := time.Now()
-	eventually(t, "it is followed no more", func() bool { return edge.client.Following() == "" })
+	conformance.Eventually(t, "it is followed no more", func() bool { return edge.client.Following() == "" })
 	if took := time.Since(begun); took < 1200*time.Millisecond || took > 2*time.Second {
 		t.Errorf("left after %v", took)
 	}
 	mute.Store(false)
 	back := time.Now()
-	eventually(t, "it is followed again", func() bool { return edge.client.Following() != "" })
+	conformance.Eventually(t, "it is followed again", func() bool { return edge.client.Following() != "" })
 	if took := time.Since(back); took > 2700*time.Millisecond { // a silent answer may be under way, and then a second
 		t.Errorf("back after %v", took)
 	}
@@ -235,7 +236,7 @@ func TestFailover(t *testing.T) {
 	edge := start(t, p, "edge", setup{next: []string{first.url(), second.url()}, prefer: 50 * time.Millisecond})
 	follows := func(n *node) {
 		t.Helper()
-		eventually(t, n.name+" is followed", func() bool { return edge.client.Following() == n.addr })
+		conformance.Eventually(t, n.name+" is followed", func() bool { return edge.client.Following() == n.addr })
 	}
 	follows(first)
 	begun := time.Now()
@@ -254,7 +255,7 @@ func TestFailover(t *testing.T) {
 		t.Errorf("%d snapshots", snapshots)
 	}
 	// The node that was left hears that it was, and lists the edge no more.
-	eventually(t, "only the first has the edge", func() bool { return len(second.board.List()) == 0 && len(first.board.List()) == 1 })
+	conformance.Eventually(t, "only the first has the edge", func() bool { return len(second.board.List()) == 0 && len(first.board.List()) == 1 })
 }
 
 // TestStaleNode: a node that is alive and hears nothing is left for one that
@@ -268,12 +269,12 @@ func TestStaleNode(t *testing.T) {
 	first.has(origin)
 	second.has(origin)
 	edge := start(t, p, "edge", setup{next: []string{first.url(), second.url()}})
-	eventually(t, "the first is followed", func() bool { return edge.client.Following() == first.addr })
+	conformance.Eventually(t, "the first is followed", func() bool { return edge.client.Following() == first.addr })
 	first.stop() // it hears nothing any more, and goes on to serve
 	<-first.over
 	last := origin.rep.put(record("e/token/revoked", "x"))
 	begun := time.Now()
-	eventually(t, "the second is followed", func() bool { return edge.client.Following() == second.addr })
+	conformance.Eventually(t, "the second is followed", func() bool { return edge.client.Following() == second.addr })
 	if err := edge.rep.Wait(t.Context(), last); err != nil || time.Since(begun) > 5*time.Second {
 		t.Errorf("after %v: %v", time.Since(begun), err)
 	}
@@ -296,7 +297,7 @@ func TestOtherDatabase(t *testing.T) {
 	done := make(chan struct{})
 	go func() { defer close(done); edge.client.Run(ctx) }()
 	defer func() { cancel(); <-done }()
-	eventually(t, "the good one is followed", func() bool { return edge.client.Following() == good.addr })
+	conformance.Eventually(t, "the good one is followed", func() bool { return edge.client.Following() == good.addr })
 	if n := edge.meter.count("entitlements of another database"); n != 1 || !strings.Contains(edge.log.String(), "remove the file `entitlements`") {
 		t.Errorf("%d events; %s", n, edge.log)
 	}
@@ -324,15 +325,15 @@ func TestRestored(t *testing.T) {
 	}
 	edge := start(t, p, "edge", setup{next: []string{origin.url()}, rep: ahead, now: now})
 	told := func() int { return edge.meter.count("entitlements of another database") }
-	eventually(t, "it follows", func() bool { return origin.handler.Followers() == 1 })
+	conformance.Eventually(t, "it follows", func() bool { return origin.handler.Followers() == 1 })
 	passed.Store(int64(8 * time.Second))
 	begun := time.Now()
-	eventually(t, "some beats", func() bool { return time.Since(begun) > 800*time.Millisecond })
+	conformance.Eventually(t, "some beats", func() bool { return time.Since(begun) > 800*time.Millisecond })
 	if told() != 0 || origin.handler.Followers() != 1 {
 		t.Errorf("it was given up too early: %s", edge.log)
 	}
 	passed.Store(int64(12 * time.Second))
-	eventually(t, "it is given up", func() bool { return told() == 1 })
+	conformance.Eventually(t, "it is given up", func() bool { return told() == 1 })
 	if snapshots, applied := edge.rep.counts(); snapshots != 0 || applied != 5 || !strings.Contains(edge.log.String(), "gone back") {
 		t.Errorf("%d snapshots, %d changes; %s", snapshots, applied, edge.log)
 	}
@@ -348,7 +349,7 @@ func TestLateNode(t *testing.T) {
 		ahead.put(record("e/a", fmt.Sprint(i)))
 	}
 	edge := start(t, p, "edge", setup{next: []string{origin.url()}, rep: ahead})
-	eventually(t, "it follows", func() bool { return origin.handler.Followers() == 1 })
+	conformance.Eventually(t, "it follows", func() bool { return origin.handler.Followers() == 1 })
 	for i := range 6 {
 		origin.rep.put(record("e/a", fmt.Sprint(i)))
 	}
@@ -383,7 +384,7 @@ func TestBye(t *testing.T) {
 		return true
 	})
 	edge := start(t, p, "edge", setup{next: []string{origin.url()}, rep: origin.copied()})
-	eventually(t, "it is asked for again", func() bool { return streams.Load() == 2 })
+	conformance.Eventually(t, "it is asked for again", func() bool { return streams.Load() == 2 })
 	origin.rep.put(record("e/a", "b"))
 	edge.has(origin)
 	if edge.meter.count("entitlements lost") != 0 || edge.meter.count("entitlements followed") != 1 {
