@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -242,16 +243,19 @@ func TestDecisions(t *testing.T) {
 	for seed := range uint64(60) {
 		w := world{rand.New(rand.NewPCG(seed, 2)), time.Unix(1_800_000_000, 0)}
 		now := w.now
+		var clock atomic.Int64 // now, for who watches meanwhile
+		clock.Store(now.UnixNano())
 		configured := []string{"pull oci:ab*", "pull npm:a"}
 		g, err := Parse(configured)
 		if err != nil {
 			t.Fatal(err)
 		}
-		r := open(t, Options{Anonymous: g, Now: func() time.Time { return now }})
+		r := open(t, Options{Anonymous: g, Now: func() time.Time { return time.Unix(0, clock.Load()) }})
 		m := model{base(), configured}
 		m.records.load(t, r, 1)
 		for i := range 60 {
 			w.now = now
+			clock.Store(now.UnixNano())
 			var recs []registry.Record
 			for range 1 + w.IntN(3) {
 				recs = append(recs, w.record(m.records, uint64(2+i)))
@@ -266,6 +270,7 @@ func TestDecisions(t *testing.T) {
 				r = fresh
 			}
 			now = now.Add(time.Duration(w.IntN(2)) * time.Second / 2)
+			clock.Store(now.UnixNano())
 			for range 30 {
 				c := w.call()
 				kind, scope := m.admit(c, now)
