@@ -72,8 +72,11 @@ func TestCut(t *testing.T, warden *Warden, handler func(log *slog.Logger) http.H
 				if took := time.Since(revoked); took > cutWithin {
 					t.Errorf("cut after %v", took)
 				}
-				if !errors.Is(err, io.ErrUnexpectedEOF) && !isReset(err) {
-					t.Errorf("the client was told %v, which is not that something is missing", err)
+				// A reset leaves out what the kernel still has to send, which of a file can
+				// be seconds of a slow line. What is written from memory net/http has
+				// closed in its own way by then.
+				if !isReset(err) && (c.Files || !errors.Is(err, io.ErrUnexpectedEOF)) {
+					t.Errorf("the client was told %v, which is not that something is missing, or left out", err)
 				}
 				<-server.closed
 				Eventually(t, "the log says why", func() bool { return strings.Contains(log.String(), "revoked: taken back") })

@@ -29,7 +29,7 @@ var rooms = map[string][]string{
 	"registry/account":       {"registry", "registry/entitle"},
 	"registry/oidc":          {"registry"},
 	"registry/audit":         {"registry"},
-	"registry/relay":         {"registry"},
+	"registry/relay":         {"registry", "registry/outbound"},
 	"registry/gate":          {"registry"},
 	"registry/listen":        {"registry"},
 	"registry/steer":         {},

@@ -212,7 +212,7 @@ func (c *client) check(resp *http.Response) error {
 	}
 	text, _ := io.ReadAll(io.LimitReader(resp.Body, maxText)) // what there is of it
 	resp.Body.Close()
-	kind := kindOf(word)
+	kind := outbound.KindOf(word)
 	if kind == nil {
 		// Not a node's own words: something in between, or a node that does
 		// not know this one.

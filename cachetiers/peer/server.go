@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/weir-registry/weir/registry"
+	"github.com/weir-registry/weir/registry/outbound"
 )
 
 const (
@@ -69,16 +70,16 @@ func extend(rc *http.ResponseController) { _ = rc.SetWriteDeadline(time.Now().Ad
 
 // refuse answers with a failure.
 func refuse(w http.ResponseWriter, err error) {
-	k := wordOf(registry.KindOf(err))
+	word, status := outbound.WordOf(registry.KindOf(err))
 	head := w.Header()
-	head.Set(kindHeader, k.word)
+	head.Set(kindHeader, word)
 	if after := registry.RetryAfter(err); after > 0 {
 		head.Set("Retry-After", strconv.FormatInt(int64((after+time.Second-1)/time.Second), 10))
 	}
 	text := registry.Public(err)
 	head.Set("Content-Type", "text/plain; charset=utf-8")
 	head.Set("Content-Length", strconv.Itoa(len(text)))
-	w.WriteHeader(k.status)
+	w.WriteHeader(status)
 	io.WriteString(w, text)
 }
 

@@ -100,3 +100,48 @@ func TestClaimsStayClaims(t *testing.T) {
 		}
 	}
 }
+
+// TestShownForWhoAsksForIt: a node behind where everybody may read everything still
+// sees to it that a repository has what it is asked for by one in front where they
+// may not.
+func TestShownForWhoAsksForIt(t *testing.T) {
+	server, client := pki(t)
+	s := startShield(t, server, new(conformance.Upstream))
+	s.service.Witness = new(registry.Witness) // and no Prove
+	s.service.Blobs = cachetiers.NewTier(cachetiers.NewMemory(64<<20), s.service.Witness.Over(s.up), cachetiers.Options{Name: "memory"})
+	d := s.up.PutBlob([]byte("a secret layer"))
+	ours := registry.Name{Space: "oci", Repo: "ours/app", Ref: "blob"}
+	s.up.SetScript(func(o conformance.Op) conformance.Fault {
+		if o.Kind == "open" && o.Name.Repo == ours.Repo {
+			return conformance.Fault{Err: registry.Errorf(registry.ErrNotFound, "not theirs")}
+		}
+		return conformance.Fault{}
+	})
+	pull := func(svc *registry.Service, n registry.Name) error {
+		c := &registry.Call{Action: registry.Pull, Name: n, Binding: registry.Binding{Descriptor: d, Fresh: time.Now().Add(time.Hour)}}
+		b, err := svc.Open(t.Context(), c, 0, -1)
+		if err != nil {
+			return err
+		}
+		defer b.Close()
+		_, err = io.Copy(io.Discard, b)
+		return err
+	}
+	if err := pull(edgeOf(t, s, client), registry.Name{Space: "oci", Repo: "theirs/app", Ref: "blob"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := pull(edgeOf(t, s, client), ours); registry.KindOf(err) != registry.ErrNotFound {
+		t.Errorf("a node in front was given what the repository it asked for has not: %v", err)
+	}
+	// What is open to all is given as it is, so the difference is what was asked for.
+	open := edgeOf(t, s, client)
+	open.Prove = nil
+	if err := pull(open, ours); err != nil {
+		t.Errorf("where everybody may read everything: %v", err)
+	}
+	// And it shows nothing once they no longer may.
+	open.Prove = func(registry.Name) bool { return true }
+	if err := pull(open, ours); registry.KindOf(err) != registry.ErrNotFound {
+		t.Errorf("what was given while everybody might read everything: %v", err)
+	}
+}

@@ -182,6 +182,24 @@ func TestAllowed(t *testing.T) {
 	}
 }
 
+// TestWhetherIsNoEvent: what is only asked about is not written down, whatever is
+// answered.
+func TestWhetherIsNoEvent(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.log")
+	l := open(t, audit.Options{File: path, Allowed: true})
+	for _, err := range []error{nil, registry.ErrDenied} {
+		c := bound()
+		c.Whether = true
+		if got := l.Guard(&warden{err: err}).Admit(t.Context(), c); !errors.Is(got, err) {
+			t.Errorf("answered %v, not %v", got, err)
+		}
+	}
+	closeLog(t, l)
+	if got := read(t, path); len(got) != 0 {
+		t.Errorf("%+v", got)
+	}
+}
+
 // TestForgedLines has clients that try to write lines, or to a terminal.
 func TestForgedLines(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")

@@ -12,6 +12,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/weir-registry/weir/registry"
+	"github.com/weir-registry/weir/registry/outbound"
 )
 
 // maxAge bounds ages, so that no arithmetic on them overflows.
@@ -222,15 +223,15 @@ func undone(kind error, text string) *registry.Error {
 
 // refuse answers with a failure.
 func refuse(w http.ResponseWriter, err error) {
-	k := wordOf(registry.KindOf(err))
+	word, status := outbound.WordOf(registry.KindOf(err))
 	text, _ := json.Marshal(failure{Public: cut(registry.Public(err)), After: int64(registry.RetryAfter(err) / time.Millisecond),
 		Scope: errors.Is(err, registry.ErrScope), Undone: errors.Is(err, errUndone)}) // strings and numbers: it cannot fail
 	h := w.Header()
-	h.Set(kindHeader, k.word)
+	h.Set(kindHeader, word)
 	h.Set("Cache-Control", "no-store")
 	h.Set("Content-Type", "application/json")
 	h.Set("Content-Length", strconv.Itoa(len(text)))
-	w.WriteHeader(k.status)
+	w.WriteHeader(status)
 	_, _ = w.Write(text)
 }
 
@@ -242,7 +243,7 @@ func cut(s string) string { return s[:min(len(s), maxFailure/8)] }
 func failed(resp *http.Response, host string) error {
 	text, _ := io.ReadAll(io.LimitReader(resp.Body, maxFailure)) // what there is of it
 	var f failure
-	kind := kindOf(resp.Header.Get(kindHeader))
+	kind := outbound.KindOf(resp.Header.Get(kindHeader))
 	if kind == nil || decode(text, &f) != nil {
 		// Not a node's own words, or a node that does not know this one. What is
 		// refused so has not been done; what failed may have been.
@@ -261,48 +262,4 @@ func failed(resp *http.Response, host string) error {
 		e.Err = registry.ErrScope
 	}
 	return e
-}
-
-type kindWord struct {
-	kind   error
-	word   string
-	status int
-}
-
-// kinds are the words for kinds of failure, and their statuses. The status is
-// for those who read along; the word is what counts.
-func kinds() []kindWord {
-	return []kindWord{
-		{registry.ErrInvalid, "invalid", http.StatusBadRequest},
-		{registry.ErrNotFound, "notfound", http.StatusNotFound},
-		{registry.ErrConflict, "conflict", http.StatusConflict},
-		{registry.ErrGone, "gone", http.StatusGone},
-		{registry.ErrCorrupt, "corrupt", http.StatusBadGateway},
-		{registry.ErrUnauthenticated, "unauthenticated", http.StatusUnauthorized},
-		{registry.ErrDenied, "denied", http.StatusForbidden},
-		{registry.ErrLimited, "limited", http.StatusTooManyRequests},
-		{registry.ErrTooLarge, "toolarge", http.StatusRequestEntityTooLarge},
-		{registry.ErrNoRoom, "noroom", http.StatusInsufficientStorage},
-		{registry.ErrUnavailable, "unavailable", http.StatusServiceUnavailable},
-	}
-}
-
-func wordOf(kind error) kindWord {
-	all := kinds()
-	for _, k := range all {
-		if k.kind == kind {
-			return k
-		}
-	}
-	return all[len(all)-1] // ErrUnavailable
-}
-
-// kindOf is the kind that a word stands for, or nil.
-func kindOf(word string) error {
-	for _, k := range kinds() {
-		if k.word == word {
-			return k.kind
-		}
-	}
-	return nil
 }

@@ -271,8 +271,9 @@ func (s *serving) abort() {
 	s.reset()
 }
 
-// reset ends the connection at once, without what the kernel still has to send:
-// on a slow line that can be seconds of it.
+// reset ends the connection at once, without what the kernel still has to send: of
+// a file on a slow line that can be seconds of it. (A failed write from memory
+// net/http answers by closing the connection itself; there is nothing left to reset.)
 func (s *serving) reset() {
 	if conn, _, err := http.NewResponseController(s.w).Hijack(); err == nil {
 		under := conn
