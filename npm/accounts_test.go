@@ -443,3 +443,23 @@ func TestNoSecretsInTheLog(t *testing.T) {
 		t.Errorf("%d lines", n)
 	}
 }
+
+// TestRefusalsAreEvents: what the guard is asked for the answer's sake only, whether
+// everyone may and which results to leave out, is no refusal of anyone.
+func TestRefusalsAreEvents(t *testing.T) {
+	n, p, _ := withPeople(t)
+	alice, bob := bearer(p.Give("alice", registry.TokenSpec{})), bearer(p.Give("bob", registry.TokenSpec{}))
+	for path, c := range map[string]struct {
+		header []string
+		status int
+		events int
+	}{
+		"/npm/@acme%2fright": {alice, 200, 0}, "/npm/@acme/right/-/right-1.0.0.tgz": {alice, 200, 0},
+		"/npm/-/v1/search?text=acme": {bob, 200, 0}, "/npm/@acme%2fhidden": {bob, 403, 1},
+	} {
+		n.get(path, c.header...).is(t, c.status)
+		if got := p.Refused(); len(got) != c.events {
+			t.Errorf("%s: refused %+v, want %d", path, got, c.events)
+		}
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -515,4 +516,35 @@ func TestTooManySessionsKeepNobodyOut(t *testing.T) {
 		t.Fatalf("%s %v", rec.Body, err)
 	}
 	g.wants("GET", "/v2/acme/app/manifests/1", "Bearer "+got.Token, 200, "", "")
+}
+
+// TestRefusalsAreEvents: the guard hears of what somebody wants to do, and what is
+// only asked for the answer's sake (may everyone? what may the token be for? would
+// logging in help?) is marked, so that no audit log has it for a refusal.
+func TestRefusalsAreEvents(t *testing.T) {
+	g := newHouse(t)
+	alice := basic("alice", "secret")
+	for _, c := range []struct {
+		target, auth string
+		refused      []string // who
+	}{
+		{"/v2/acme/app/manifests/1", alice, nil}, // though nobody else may
+		{"/token?scope=repository:acme/app:pull,push&scope=repository:bob/app:pull", alice, nil},
+		{"/token?scope=repository:acme/app:pull", "", nil},
+		{"/v2/bob/app/manifests/1", alice, []string{"alice"}},
+		{"/v2/acme/app/manifests/1", "", []string{""}},
+	} {
+		var header []string
+		if c.auth != "" {
+			header = []string{"Authorization", c.auth}
+		}
+		g.do("GET", c.target, header...)
+		var who []string
+		for _, p := range g.accounts.Refused() {
+			who = append(who, p.Name)
+		}
+		if !slices.Equal(who, c.refused) {
+			t.Errorf("%s: refused %q, want %q", c.target, who, c.refused)
+		}
+	}
 }

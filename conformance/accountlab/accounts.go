@@ -29,6 +29,7 @@ type Accounts struct {
 	down   error
 	made   int // of IDs
 	checks int
+	events []registry.Principal // who was refused
 
 	// Slow, if not nil, is called before each password check; set it before use.
 	Slow func()

@@ -15,6 +15,24 @@ import (
 func (a *Accounts) Admit(_ context.Context, c *registry.Call) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	err := a.admitLocked(c)
+	if err != nil && !c.Whether {
+		a.events = append(a.events, c.Who)
+	}
+	return err
+}
+
+// Refused is who has been refused something, once for each time, since it was last
+// called: what an audit log would have of it.
+func (a *Accounts) Refused() []registry.Principal {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	events := a.events
+	a.events = nil
+	return events
+}
+
+func (a *Accounts) admitLocked(c *registry.Call) error {
 	if c.Who.Node {
 		return nil
 	}
