@@ -21,17 +21,22 @@ func (e *entitled) openAudit(c *Config, data *dataDir, metrics *ops.Metrics) (er
 		e.guard = e.replica
 		return nil
 	}
-	file := c.Audit.File
-	if file == "" {
-		file = data.file("audit.log")
+	o := c.auditOptions()
+	if o.File == "" {
+		o.File = data.file("audit.log")
 	}
-	e.audit, err = audit.Open(audit.Options{File: file, Size: int64(c.Audit.Size), Keep: c.Audit.Keep, Allowed: c.Audit.Allowed.On(),
-		Node: hostname(), Version: func() uint64 { return e.replica.State().Version }, Log: e.log, Meter: metrics})
-	if err != nil {
+	o.Version = func() uint64 { return e.replica.State().Version }
+	o.Node, o.Log, o.Meter = hostname(), e.log, metrics
+	if e.audit, err = audit.Open(o); err != nil {
 		return fmt.Errorf("audit: %w", err)
 	}
 	e.guard = e.audit.Guard(e.replica)
 	return nil
+}
+
+// auditOptions is what the configuration says about the audit log.
+func (c *Config) auditOptions() audit.Options {
+	return audit.Options{File: c.Audit.File, Size: int64(c.Audit.Size), Keep: c.Audit.Keep, Allowed: c.Audit.Allowed.On()}
 }
 
 // audited writes down what happens to accounts.

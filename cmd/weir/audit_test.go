@@ -8,6 +8,7 @@ import (
 	"github.com/weir-registry/weir/registry"
 	"github.com/weir-registry/weir/registry/account"
 	"github.com/weir-registry/weir/registry/audit"
+	"github.com/weir-registry/weir/registry/entitle"
 )
 
 func TestChangesOfAccountsAreAudited(t *testing.T) {
@@ -45,5 +46,45 @@ func TestIssuersAreConfigured(t *testing.T) {
 		if e, err := c.exchange(nil, registry.NoMeter{}); (err == nil) != ok || ok && (e != nil) != (text != "") {
 			t.Errorf("%s: %v %v", text, e, err)
 		}
+	}
+}
+
+// TestAccessIsConfigured: each key reaches what it is about, and no other.
+func TestAccessIsConfigured(t *testing.T) {
+	classes := map[string]func(entitle.Past) bool{
+		"anonymous": func(p entitle.Past) bool { return p.Anonymous }, "pull": func(p entitle.Past) bool { return p.Pull },
+		"push": func(p entitle.Past) bool { return p.Push }, "admin": func(p entitle.Past) bool { return p.Admin },
+	}
+	for key := range classes {
+		for _, policy := range []string{"serve", "deny"} {
+			other := map[string]string{"serve": "deny", "deny": "serve"}[policy]
+			text := "access:\n  max_staleness: 17m\n  past:\n"
+			for name := range classes {
+				text += "    " + name + ": " + map[bool]string{true: policy, false: other}[name == key] + "\n"
+			}
+			c, err := decode(text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			o := c.entitleOptions(nil)
+			for name, of := range classes {
+				if want := (policy == "serve") == (name == key); of(o.Past) != want {
+					t.Errorf("past.%s is %s, and %s serves: %v", key, policy, name, of(o.Past))
+				}
+			}
+			if o.MaxStaleness != 17*time.Minute || !o.Authority {
+				t.Errorf("%+v", o)
+			}
+		}
+	}
+	c, err := decode("next: https://shield.example.com:5001\naudit: {file: /a/log, size: 1MiB, keep: 3, allowed: yes}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o := c.entitleOptions(nil); o.Authority {
+		t.Error("a node with others behind it takes its copy for the original")
+	}
+	if o := c.auditOptions(); o.File != "/a/log" || o.Size != 1<<20 || o.Keep != 3 || !o.Allowed {
+		t.Errorf("%+v", o)
 	}
 }

@@ -21,7 +21,7 @@ const (
 	// sayAgain is how often it is said that it cannot be.
 	sayAgain = time.Minute
 	// usesEvery is how often it is noted which tokens were used at this node.
-	usesEvery = 10 * time.Second
+	usesEvery = 2 * time.Second
 )
 
 // openAuthority opens the database, has the copy follow it and makes what a new

@@ -58,17 +58,9 @@ func openEntitled(c *Config, data *dataDir, log *slog.Logger, metrics *ops.Metri
 	if e.anonymous, err = c.guard(); err != nil {
 		return e, err
 	}
-	past := c.Access.Past
-	e.replica, err = entitle.Open(entitle.Options{
-		File:         data.file("entitlements"),
-		Anonymous:    e.anonymous,
-		Authority:    len(c.Next) == 0,
-		MaxStaleness: time.Duration(*c.Access.MaxStaleness),
-		Past: entitle.Past{Anonymous: past.Anonymous.serves(), Pull: past.Pull.serves(),
-			Push: past.Push.serves(), Admin: past.Admin.serves()},
-		Meter: metrics, Log: log,
-	})
-	if err != nil {
+	o := c.entitleOptions(e.anonymous)
+	o.File, o.Meter, o.Log = data.file("entitlements"), metrics, log
+	if e.replica, err = entitle.Open(o); err != nil {
 		return e, fmt.Errorf("entitlements: %w", err)
 	}
 	e.closers = append(e.closers, e.replica.Close)
@@ -99,6 +91,18 @@ func openEntitled(c *Config, data *dataDir, log *slog.Logger, metrics *ops.Metri
 		return e.replica.State().Version, by
 	})
 	return e, nil
+}
+
+// entitleOptions is what the configuration says about the copy.
+func (c *Config) entitleOptions(anonymous *entitle.Grants) entitle.Options {
+	past := c.Access.Past
+	return entitle.Options{
+		Anonymous:    anonymous,
+		Authority:    len(c.Next) == 0,
+		MaxStaleness: time.Duration(*c.Access.MaxStaleness),
+		Past: entitle.Past{Anonymous: past.Anonymous.serves(), Pull: past.Pull.serves(),
+			Push: past.Push.serves(), Admin: past.Admin.serves()},
+	}
 }
 
 // openClient has the copy follow a node behind this one.

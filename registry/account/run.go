@@ -11,7 +11,7 @@ import (
 
 const (
 	// usedRound is how often uses of tokens are written.
-	usedRound = 30 * time.Second
+	usedRound = 5 * time.Second
 	// keysRound is how often it is seen whether a new signing key is due.
 	keysRound = 10 * time.Minute
 	// sweepRound is how often what has expired or belongs to nobody is removed,
